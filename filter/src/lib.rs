@@ -1,0 +1,1 @@
+//! Proxy-wasm HTTP filter of Warmpath.
