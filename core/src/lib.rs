@@ -14,3 +14,11 @@ pub mod hash;
 pub mod render;
 pub mod request;
 pub mod tokenize;
+
+// Feed path.
+pub mod card;
+pub mod delta;
+pub mod frame;
+pub mod roster;
+pub mod uplink;
+pub mod wire;

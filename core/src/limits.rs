@@ -18,3 +18,59 @@ pub const JSON_DEPTH_MAX: usize = 128;
 /// Most blocks of one prompt that are hashed and looked up, in blocks. At 16
 /// tokens a block this is a prompt of 2 M tokens.
 pub const PROMPT_BLOCKS_MAX: usize = 131_072;
+
+// --- feed ------------------------------------------------------------------
+
+/// Longest frame body, in bytes. A roster of [`ROSTER_WORKERS_MAX`] workers and
+/// the cards of a gateway fit; deltas and parts are far smaller.
+pub const FRAME_BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Most operations in one delta or snapshot part. Applying one takes about
+/// 0.1 ms, which is what a worker thread may spend at a time on the feed.
+pub const DELTA_OPERATIONS_MAX: usize = 2_000;
+
+/// Longest part of a blob, in bytes: copying one takes about 20 µs.
+pub const BLOB_PART_BYTES_MAX: usize = 64 * 1024;
+
+/// Most blocks a snapshot may announce.
+pub const SNAPSHOT_BLOCKS_MAX: u64 = 1 << 32;
+
+/// Time between two heartbeats of the sidecar, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 200;
+
+/// Most workers (instances × ranks) in a roster. Slots are 16-bit, and some
+/// must be free for new incarnations.
+pub const ROSTER_WORKERS_MAX: usize = 8_192;
+
+/// Longest endpoint in bytes: an IPv6 address with scope and port.
+pub const ENDPOINT_BYTES_MAX: usize = 80;
+
+/// Most models behind one gateway.
+pub const CARD_MODELS_MAX: usize = 64;
+
+/// Longest name of a model, template or special token, in bytes.
+pub const CARD_NAME_BYTES_MAX: usize = 1024;
+
+/// Most aliases of a model, and most special tokens that templates name.
+pub const CARD_ALIASES_MAX: usize = 256;
+
+/// Most named templates of a model.
+pub const CARD_TEMPLATES_MAX: usize = 16;
+
+/// Longest chat template, in bytes. The longest in use are about 20 KB.
+pub const TEMPLATE_BYTES_MAX: usize = 256 * 1024;
+
+/// Most tokens put before a completion prompt.
+pub const CARD_PREFIX_TOKENS_MAX: usize = 16;
+
+/// Longest tokenizer file, in bytes. The largest in use are 12 MB compiled,
+/// 33 MB as JSON.
+pub const TOKENIZER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+const _: () = {
+    // The relations that the limits above rely on.
+    assert!(DELTA_OPERATIONS_MAX * 16 <= FRAME_BODY_BYTES_MAX);
+    assert!(BLOB_PART_BYTES_MAX + 64 <= FRAME_BODY_BYTES_MAX);
+    assert!(ROSTER_WORKERS_MAX * (32 + ENDPOINT_BYTES_MAX) <= FRAME_BODY_BYTES_MAX);
+    assert!(ROSTER_WORKERS_MAX < u16::MAX as usize / 2);
+};
