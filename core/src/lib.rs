@@ -18,6 +18,7 @@ pub mod tokenize;
 // Feed path.
 pub mod card;
 pub mod delta;
+pub mod event;
 pub mod frame;
 pub mod roster;
 pub mod uplink;
