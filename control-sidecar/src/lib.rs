@@ -8,4 +8,5 @@
 
 pub mod adapter;
 pub mod limits;
+pub mod source;
 pub mod state;

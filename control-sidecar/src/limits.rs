@@ -29,6 +29,10 @@ pub const RANK_GROUPS_MAX: usize = 64;
 /// Copies of one page that are counted.
 pub const PAGE_COPIES_MAX: u32 = 1 << 16;
 
+/// Pages that complete a block of which the same smaller page is a part: as many
+/// continuations of one prompt, cached at the same time.
+pub const PAGE_COMPLETED_BY_MAX: usize = 1_024;
+
 // --- sources ---------------------------------------------------------------
 
 /// Longest message of a publisher, in bytes, all frames together. A batch of

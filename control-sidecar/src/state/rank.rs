@@ -32,8 +32,8 @@ use warmpath_core::roster::Parity;
 
 use super::outbox::Outbox;
 use crate::limits::{
-    PAGE_COPIES_MAX, RANK_BLOCKS_DEFAULT, RANK_BLOCKS_FACTOR, RANK_GROUPS_MAX, RANK_PAGES_MAX,
-    RANK_PASSED_OVER_MAX,
+    PAGE_COMPLETED_BY_MAX, PAGE_COPIES_MAX, RANK_BLOCKS_DEFAULT, RANK_BLOCKS_FACTOR,
+    RANK_GROUPS_MAX, RANK_PAGES_MAX, RANK_PASSED_OVER_MAX,
 };
 
 /// The blocks that a rank holds, each with the number of pages that complete it.
@@ -448,7 +448,7 @@ impl Rank {
             return None;
         }
         let page = self.new_page(key, tokens, event, seed, cursor);
-        let completed = page.open.is_none().then_some(page.block);
+        let completed = page.counted.then_some(page.block);
         *cursor = page.end(key);
         self.pages.insert(key, page);
         if let Some(block) = completed {
@@ -475,9 +475,9 @@ impl Rank {
             tail.extend_from_slice(tokens);
             let hash = block_hash_with_objects(&tail, &objects, seed);
             let block = Some(sequence_hash(cursor.block, hash));
-            self.enter(key, cursor.inner);
             let inner = cursor.inner;
-            return Page { copies: 1, seed, block, inner, open: None, counted: true };
+            let counted = self.enter(key, inner);
+            return Page { copies: 1, seed, block, inner, open: None, counted };
         }
         // The second part of the last pair belongs to the next page as well.
         tail.extend(tokens.iter().take(event.page_size as usize));
@@ -487,12 +487,16 @@ impl Rank {
     }
 
     /// Enters a page that completes a block into the other pages of the block.
-    /// Returns whether all of them are there.
+    /// Returns whether all of them are there and have room.
     fn enter(&mut self, key: Key, mut inner: Option<Key>) -> bool {
         while let Some(at) = inner {
             let Some(page) = self.pages.get_mut(&at) else { return false };
             let Some(open) = page.open.as_mut() else { return false };
             if !open.completed_by.contains(&key) {
+                if open.completed_by.len() >= PAGE_COMPLETED_BY_MAX {
+                    self.counts.note(Notice::PagesFull, 1);
+                    return false;
+                }
                 open.completed_by.push(key);
             }
             inner = page.inner;
