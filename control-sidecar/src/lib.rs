@@ -7,6 +7,8 @@
 //! Modules are declared in the order in which data flows through them.
 
 pub mod adapter;
+pub mod config;
 pub mod limits;
+pub mod metrics;
 pub mod source;
 pub mod state;
