@@ -10,15 +10,20 @@ pub mod ids;
 pub mod limits;
 
 // Request path.
+pub mod choose;
 pub mod hash;
+pub mod load;
+pub mod overlap;
 pub mod render;
 pub mod request;
+pub mod score;
 pub mod tokenize;
 
 // Feed path.
 pub mod card;
 pub mod delta;
 pub mod frame;
+pub mod index;
 pub mod roster;
 pub mod uplink;
 pub mod wire;

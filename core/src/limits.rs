@@ -74,3 +74,13 @@ const _: () = {
     assert!(ROSTER_WORKERS_MAX * (32 + ENDPOINT_BYTES_MAX) <= FRAME_BODY_BYTES_MAX);
     assert!(ROSTER_WORKERS_MAX < u16::MAX as usize / 2);
 };
+
+// --- load ------------------------------------------------------------------
+
+/// Most bookings of one gateway process at a time.
+pub const BOOKINGS_MAX: usize = 65_536;
+
+/// Most block hashes that a booking carries through the ring log. The blocks
+/// of a longer prompt beyond it count towards no worker's active blocks; at 16
+/// tokens a block that is a prompt of 128 k tokens.
+pub const BOOKING_BLOCKS_MAX: usize = 8_192;
