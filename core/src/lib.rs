@@ -27,3 +27,10 @@ pub mod index;
 pub mod roster;
 pub mod uplink;
 pub mod wire;
+
+// Between the VMs of one gateway process.
+pub mod entry;
+pub mod lease;
+pub mod ring;
+pub mod shared;
+pub mod shelf;

@@ -84,3 +84,16 @@ pub const BOOKINGS_MAX: usize = 65_536;
 /// of a longer prompt beyond it count towards no worker's active blocks; at 16
 /// tokens a block that is a prompt of 128 k tokens.
 pub const BOOKING_BLOCKS_MAX: usize = 8_192;
+
+// --- shared data -----------------------------------------------------------
+
+/// Slots of the ring log. A booking takes three entries, so at 1000 requests a
+/// second a VM may be more than a second behind before it must start over.
+pub const RING_SLOTS: u64 = 4_096;
+
+/// How often an append tries again when other VMs are faster.
+pub const RING_APPEND_ATTEMPTS_MAX: u32 = 64;
+
+/// Places for tokenizer files in shared data: one for each model that a
+/// gateway may serve with a tokenizer of its own, and some to change over.
+pub const SHELF_PLACES: u32 = 16;
