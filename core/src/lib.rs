@@ -24,6 +24,7 @@ pub mod card;
 pub mod delta;
 pub mod frame;
 pub mod index;
+pub mod replica;
 pub mod roster;
 pub mod uplink;
 pub mod wire;

@@ -97,3 +97,11 @@ pub const RING_APPEND_ATTEMPTS_MAX: u32 = 64;
 /// Places for tokenizer files in shared data: one for each model that a
 /// gateway may serve with a tokenizer of its own, and some to change over.
 pub const SHELF_PLACES: u32 = 16;
+
+// --- replica ---------------------------------------------------------------
+
+/// Most bytes of deltas that are kept while a snapshot comes in.
+pub const PENDING_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Tables of the index that one step sweeps: at 10 M blocks about 0.3 ms.
+pub const SWEEP_TABLES_PER_STEP: usize = 2;
