@@ -7,10 +7,13 @@
 //! Modules are declared in the order in which data flows through them.
 
 pub mod ids;
+pub mod json;
 pub mod limits;
 
 // Request path.
+pub mod handover;
 pub mod hash;
 pub mod render;
 pub mod request;
 pub mod tokenize;
+pub mod usage;
