@@ -10,28 +10,51 @@ pub mod ids;
 pub mod limits;
 
 // Request path.
-pub mod choose;
-pub mod hash;
-pub mod load;
-pub mod overlap;
-pub mod render;
+mod json;
 pub mod request;
-pub mod score;
+
+pub mod render;
+
 pub mod tokenize;
 
+pub mod hash;
+
+pub mod overlap;
+
+pub mod load;
+
+pub mod score;
+
+pub mod choose;
+
+pub mod handover;
+
+pub mod usage;
+
 // Feed path.
-pub mod card;
-pub mod delta;
-pub mod frame;
-pub mod index;
-pub mod replica;
-pub mod roster;
-pub mod uplink;
 pub mod wire;
 
+pub mod frame;
+
+pub mod card;
+
+pub mod roster;
+
+pub mod delta;
+
+pub mod index;
+
+pub mod replica;
+
+pub mod uplink;
+
 // Between the VMs of one gateway process.
-pub mod entry;
-pub mod lease;
-pub mod ring;
 pub mod shared;
+
+pub mod ring;
+
+pub mod entry;
+
+pub mod lease;
+
 pub mod shelf;

@@ -13,6 +13,24 @@ pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Deepest nesting of arrays and objects that is scanned, in levels.
 pub const JSON_DEPTH_MAX: usize = 128;
 
+/// Most members called `nvext` in one body. The last one counts; the others are
+/// noted because `handover` removes them.
+pub const NVEXT_MEMBERS_MAX: usize = 8;
+
+/// Most prompts in one completion request. Engines take each as a request of
+/// its own, so thousands in one body are no real client's.
+pub const PROMPT_BATCH_MAX: usize = 4_096;
+
+// --- usage -----------------------------------------------------------------
+
+/// Longest end of a response, or of one event in it, that is kept to find
+/// `usage` in, in bytes. The object itself takes a few hundred.
+pub const RESPONSE_TAIL_BYTES_MAX: usize = 64 * 1024;
+
+/// Most keys `usage` that are tried in one event or response, from its end. An
+/// engine writes one.
+pub const USAGE_KEYS_MAX: usize = 8;
+
 // --- hash ------------------------------------------------------------------
 
 /// Most blocks of one prompt that are hashed and looked up, in blocks. At 16
