@@ -5,7 +5,7 @@
 
 use crate::card::{BlobId, Cards, ModelCard, NamedTemplate};
 use crate::reason::Reason;
-use crate::render::{ChatTemplate, TemplateSource};
+use crate::render::{ChatTemplate, RenderOptions, TemplateForm, TemplateSource};
 use crate::tokenize::{AlignedBytes, Tokenizer};
 
 /// One model.
@@ -161,10 +161,11 @@ fn compile(card: &ModelCard) -> Option<ChatTemplate> {
     if card.templates.is_empty() {
         return None;
     }
-    let templates = card
-        .templates
-        .iter()
-        .map(|NamedTemplate { name, source }| (name.clone(), source.clone()))
-        .collect();
-    ChatTemplate::compile(&TemplateSource::from_parts(templates, card.special_tokens.clone())).ok()
+    let named = |NamedTemplate { name, source }: &NamedTemplate| (name.clone(), source.clone());
+    let source = TemplateSource {
+        chat_template: TemplateForm::Named(card.templates.iter().map(named).collect()),
+        special_tokens: card.special_tokens.clone(),
+    };
+    let options = RenderOptions { flavour: card.flavour, ..RenderOptions::default() };
+    ChatTemplate::compile_with(&source, options).ok()
 }

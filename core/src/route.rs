@@ -17,7 +17,7 @@ use crate::ids::{SequenceHash, TokenId, Worker, WorkerSlot};
 use crate::models::{Model, Models};
 use crate::overlap::{Overlap, overlaps};
 use crate::reason::Reason;
-use crate::render::{Chat, WallClock};
+use crate::render::WallClock;
 use crate::replica::Replica;
 use crate::request::{ParsedRequest, Prompt};
 use crate::roster::{Parity, Role, RosterWorker};
@@ -133,8 +133,7 @@ fn read_tokens(
         Prompt::Chat(chat) => {
             let model = models.model(number).ok_or(Reason::UnknownModel)?;
             let template = model.template().ok_or(Reason::BlindTemplate)?;
-            let text =
-                template.render(&Chat::of(chat), now).map_err(|_| Reason::RenderFailed)?;
+            let text = template.render(chat, now).map_err(|_| Reason::RenderFailed)?;
             let mut tokens = Vec::new();
             let tokenizer = models.tokenizer(number)?;
             tokenizer.encode(&text, &mut tokens).map_err(|_| Reason::PromptTooLong)?;

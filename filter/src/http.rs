@@ -467,7 +467,11 @@ impl Watched {
 
 impl Vm {
     fn prepare(&mut self, request: &ParsedRequest<'_>, body_bytes: usize) -> Prepared {
-        let now = WallClock::from_unix_seconds(host::wall_clock_ns() / 1_000_000_000);
+        let seconds = host::wall_clock_ns() / 1_000_000_000;
+        let now = WallClock {
+            unix_seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+            utc_offset_seconds: 0,
+        };
         prepare(&mut self.models, request, body_bytes, now)
     }
 }
