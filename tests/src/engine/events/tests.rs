@@ -45,8 +45,10 @@ fn high(high: u64) -> EngineHash {
 }
 
 fn from_hex(text: &str) -> EngineHash {
-    let byte = |index| u8::from_str_radix(&text[2 * index..2 * index + 2], 16).unwrap();
-    EngineHash(std::array::from_fn(byte))
+    let digit = |byte: u8| u8::try_from(char::from(byte).to_digit(16).unwrap()).unwrap();
+    let bytes: Vec<u8> =
+        text.as_bytes().chunks(2).map(|two| digit(two[0]) << 4 | digit(two[1])).collect();
+    EngineHash(bytes.try_into().unwrap())
 }
 
 fn stored(parent: Option<EngineHash>, hashes: &[EngineHash], tokens: Vec<u32>) -> CacheEvent {
