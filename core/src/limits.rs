@@ -75,9 +75,6 @@ pub const CARD_ALIASES_MAX: usize = 256;
 /// Most named templates of a model.
 pub const CARD_TEMPLATES_MAX: usize = 16;
 
-/// Longest chat template, in bytes. The longest in use are about 20 KB.
-pub const TEMPLATE_BYTES_MAX: usize = 256 * 1024;
-
 /// Most tokens put before a completion prompt.
 pub const CARD_PREFIX_TOKENS_MAX: usize = 16;
 
