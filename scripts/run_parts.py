@@ -103,6 +103,7 @@ def parts_of(run: str) -> list[Part]:
         ]
     wasm_tests = ["scripts/wasm-test.sh"]
     return [
+        Part("scripts", [python, "scripts/test_scripts.py"], "summary", 2),
         Part("native",
              ["cargo", "test", "--workspace", "--locked", "--no-fail-fast"], "cargo", 40),
         Part("wasm", wasm_tests, "cargo", 20),
