@@ -100,6 +100,8 @@ def parts_of(run: str) -> list[Part]:
                   "--document-private-items"], "status", 30,
                  {"RUSTDOCFLAGS": "-D warnings"}),
             *modules,
+            # Last: Envoy loads the module to read a bootstrap.
+            Part("manifests", [python, "scripts/check_manifests.py"], "summary", 10),
         ]
     wasm_tests = ["scripts/wasm-test.sh"]
     return [

@@ -19,6 +19,7 @@ import unittest
 import check_dependencies
 import check_docs
 import check_invariants
+import check_manifests
 import check_module
 import run_parts
 
@@ -289,6 +290,32 @@ class Invariants(unittest.TestCase):
         for text in ["proxy_wasm::hostcalls::log(x)", 'unsafe extern "C" { fn f(); }']:
             self.assertTrue(self.seen(check_invariants.HOST_CALLS, text), text)
         self.assertFalse(self.seen(check_invariants.HOST_CALLS, "use proxy_wasm::types::Action;"))
+
+
+class Manifests(unittest.TestCase):
+    """Goal: what YAML itself lets pass, the check does not."""
+
+    def faults(self, text: str, name="istio/x.yaml") -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            return len(check_manifests.faults(path))
+
+    def test_objects(self):
+        good = "apiVersion: v1\nkind: K\nmetadata: {name: n}\nspec: {a: 1}\n"
+        self.assertEqual(self.faults(good), 0)
+        self.assertEqual(self.faults(good + "---\n" + good), 0)
+        self.assertEqual(self.faults(good + "---\nkind: K\n"), 3)
+        self.assertEqual(self.faults(good + "kind: K\n"), 1)
+        self.assertEqual(self.faults("a: [1\n"), 1)
+        self.assertEqual(self.faults(""), 1)
+        self.assertEqual(self.faults("a: &x {b: 1}\nc:\n  <<: *x\n  b: 2\n", "y.yaml"), 0)
+
+    def test_mounts(self):
+        text = "services: {a: {volumes: ['./%s:/x:ro', '${W:-../target/w.wasm}:/y:ro']}}\n"
+        self.assertEqual(self.faults(text % "fill.sh", "docker-compose.yaml"), 0)
+        self.assertEqual(self.faults(text % "gone.sh", "docker-compose.yaml"), 1)
 
 
 class Count(unittest.TextTestResult):
