@@ -10,7 +10,7 @@ pub mod ids;
 pub mod limits;
 
 // Request path.
-mod json;
+pub mod json;
 pub mod request;
 
 pub mod render;
@@ -30,6 +30,14 @@ pub mod choose;
 pub mod handover;
 
 pub mod usage;
+
+pub mod headers;
+
+pub mod models;
+
+pub mod reason;
+
+pub mod route;
 
 // Feed path.
 pub mod wire;

@@ -157,7 +157,7 @@ impl Replica {
             }
             Kind::Delta => self.advance(at, Some(bytes)),
             Kind::Resync => self.resync(at),
-            Kind::Heartbeat => {}
+            Kind::Heartbeat => self.heartbeat(at),
             // Those of snapshots, blobs and the uplink never enter the ring.
             _ => self.counters.bad_frames += 1,
         }
@@ -264,6 +264,15 @@ impl Replica {
         let reaches = |live: Position| live.epoch == at.epoch && live.sequence >= at.sequence;
         if !self.live_at.is_some_and(reaches) {
             self.lose_index();
+        }
+    }
+
+    /// The stream has come as far as `at`. A VM that has not seen that much has
+    /// missed frames, or has started when they had left the ring already.
+    fn heartbeat(&mut self, at: Position) {
+        let is_behind = at.epoch != self.seen.epoch || at.sequence > self.seen.sequence;
+        if is_behind {
+            self.resync(at);
         }
     }
 
@@ -398,6 +407,12 @@ impl Replica {
     #[must_use]
     pub fn roster(&self) -> &Roster {
         &self.roster
+    }
+
+    /// Whether a roster has ever come.
+    #[must_use]
+    pub fn has_roster(&self) -> bool {
+        self.roster_from != Position::default()
     }
 
     /// The worker that a slot stands for.

@@ -15,6 +15,7 @@
 #![expect(unsafe_code, reason = "the one place where the host is called")]
 
 use warmpath_core::shared::{SharedData, Unavailable, Versioned, Write};
+use warmpath_core::wire::Reader;
 
 /// Statuses of the ABI that are told apart here.
 const OK: u32 = 0;
@@ -45,13 +46,13 @@ mod imports {
             data: *const u8,
             len: usize,
         ) -> u32;
-        pub(super) fn proxy_get_header_map_value(
+        pub(super) fn proxy_get_header_map_pairs(
             map: u32,
-            key: *const u8,
-            key_len: usize,
             data: *mut *mut u8,
             len: *mut usize,
         ) -> u32;
+        pub(super) fn proxy_continue_stream(stream: u32) -> u32;
+        pub(super) fn proxy_set_effective_context(context: u32) -> u32;
         pub(super) fn proxy_replace_header_map_value(
             map: u32,
             key: *const u8,
@@ -63,12 +64,6 @@ mod imports {
             map: u32,
             key: *const u8,
             key_len: usize,
-        ) -> u32;
-        pub(super) fn proxy_get_property(
-            path: *const u8,
-            path_len: usize,
-            data: *mut *mut u8,
-            len: *mut usize,
         ) -> u32;
         pub(super) fn proxy_set_property(
             path: *const u8,
@@ -143,10 +138,11 @@ mod imports {
         proxy_set_tick_period_milliseconds(period: u32);
         proxy_get_buffer_bytes(buffer: u32, start: usize, max: usize, data: *mut *mut u8, len: *mut usize);
         proxy_set_buffer_bytes(buffer: u32, start: usize, replaced: usize, data: *const u8, len: usize);
-        proxy_get_header_map_value(map: u32, key: *const u8, key_len: usize, data: *mut *mut u8, len: *mut usize);
+        proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, len: *mut usize);
+        proxy_continue_stream(stream: u32);
+        proxy_set_effective_context(context: u32);
         proxy_replace_header_map_value(map: u32, key: *const u8, key_len: usize, value: *const u8, value_len: usize);
         proxy_remove_header_map_value(map: u32, key: *const u8, key_len: usize);
-        proxy_get_property(path: *const u8, path_len: usize, data: *mut *mut u8, len: *mut usize);
         proxy_set_property(path: *const u8, path_len: usize, value: *const u8, value_len: usize);
         proxy_get_shared_data(key: *const u8, key_len: usize, data: *mut *mut u8, len: *mut usize, version: *mut u32);
         proxy_set_shared_data(key: *const u8, key_len: usize, value: *const u8, value_len: usize, version: u32);
@@ -283,15 +279,51 @@ pub fn replace_buffer(buffer: Buffer, old_len: usize, bytes: &[u8]) -> Result<()
     })
 }
 
-/// A header's value; `None` if it is absent or not UTF-8.
+/// All headers, names in lower case as the host keeps them. Names and values
+/// that are not UTF-8 are left out: none that matters here is.
 #[must_use]
-pub fn header(headers: Headers, name: &str) -> Option<String> {
-    // SAFETY: the name's pointer and length are of one live string, the
-    // out-pointers outlive the call.
+pub fn header_pairs(headers: Headers) -> Vec<(String, String)> {
+    // SAFETY: the out-pointers outlive the call.
     let bytes = fetch(|data, len| unsafe {
-        imports::proxy_get_header_map_value(headers as u32, name.as_ptr(), name.len(), data, len)
-    })?;
-    String::from_utf8(bytes).ok()
+        imports::proxy_get_header_map_pairs(headers as u32, data, len)
+    });
+    bytes.as_deref().and_then(deserialize).unwrap_or_default()
+}
+
+/// Reads the ABI's form of a header map; `None` if it is not one.
+fn deserialize(bytes: &[u8]) -> Option<Vec<(String, String)>> {
+    let mut lengths = Reader::new(bytes);
+    let count = lengths.u32().ok()? as usize;
+    let mut texts = lengths;
+    texts.take(count.checked_mul(8)?).ok()?;
+    let mut text = |len: u32| -> Option<Option<String>> {
+        let text = texts.take(len as usize).ok()?;
+        texts.u8().ok()?;
+        Some(String::from_utf8(text.to_vec()).ok())
+    };
+    let mut pairs = Vec::new();
+    for _ in 0..count {
+        let name = text(lengths.u32().ok()?);
+        let value = text(lengths.u32().ok()?);
+        if let (Some(name), Some(value)) = (name?, value?) {
+            pairs.push((name, value));
+        }
+    }
+    Some(pairs)
+}
+
+/// Makes the calls that follow concern a request's context. Returns whether the
+/// host knows it. What is in force when the callback returns does not matter.
+#[must_use]
+pub fn enter(context: u32) -> bool {
+    // SAFETY: no pointers.
+    unsafe { imports::proxy_set_effective_context(context) == OK }
+}
+
+/// Lets a held request go on.
+pub fn resume_request() {
+    // SAFETY: no pointers. A request that cannot be resumed has ended.
+    let _ = unsafe { imports::proxy_continue_stream(0) };
 }
 
 /// Sets a header, in place of any it has.
@@ -321,17 +353,6 @@ pub fn remove_header(headers: Headers, name: &str) -> Result<(), Refused> {
     // SAFETY: the pointer and length are of one live string.
     check(unsafe {
         imports::proxy_remove_header_map_value(headers as u32, name.as_ptr(), name.len())
-    })
-}
-
-/// A property of the stream or the node; `None` if it is not set.
-#[must_use]
-pub fn property(path: &[&str]) -> Option<Vec<u8>> {
-    let path = path.join("\0");
-    // SAFETY: the path's pointer and length are of one live string, the
-    // out-pointers outlive the call.
-    fetch(|data, len| unsafe {
-        imports::proxy_get_property(path.as_ptr(), path.len(), data, len)
     })
 }
 
@@ -546,12 +567,18 @@ mod tests {
         let bytes = serialize(&[("a", "bc"), ("", "d")]);
         let expected = b"\x02\0\0\0\x01\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0a\0bc\0\0d\0";
         assert_eq!(bytes, expected);
+        let pairs = [("a", "bc"), ("", "d")].map(|(n, v)| (n.to_owned(), v.to_owned()));
+        assert_eq!(deserialize(&bytes), Some(pairs.to_vec()));
+        for len in 0..bytes.len() {
+            assert_eq!(deserialize(&bytes[..len]), None, "cut at {len}");
+        }
+        assert_eq!(deserialize(&[255; 8]), None);
     }
 
     #[test]
     fn a_host_that_refuses_everything_is_an_answer() {
         assert_eq!(monotonic_ns(), 0);
-        assert_eq!(header(Headers::Request, "host"), None);
+        assert_eq!(header_pairs(Headers::Request), []);
         assert_eq!(HostStore.get("key"), Ok(None));
         assert_eq!(HostStore.set("key", b"", None), Err(Unavailable));
         assert_eq!(set_header(Headers::Request, "a", "b"), Err(Refused));

@@ -1,1 +1,22 @@
 //! Proxy-wasm HTTP filter of Warmpath.
+//!
+//! Routes LLM requests to the worker whose KV cache is warm, inside the gateway.
+//! The routing itself is `warmpath-core`; here are the host's callbacks, the
+//! feed's streams and the life of a request.
+
+#![cfg_attr(test, expect(dead_code, reason = "the host's callbacks are not in a test binary"))]
+
+pub mod config;
+pub mod host;
+pub mod http;
+pub mod limits;
+pub mod metrics;
+
+mod feed;
+mod place;
+mod vm;
+
+// Natively only the linter looks at the callbacks: a test binary could not be
+// linked against a host that is not there.
+#[cfg(not(test))]
+mod contexts;

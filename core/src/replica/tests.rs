@@ -216,6 +216,26 @@ fn a_resync_to_where_we_are_keeps_the_index() {
     assert!(replica.wants_snapshot(), "frame 2 was never seen");
 }
 
+/// Goal: a VM that starts when the ring holds nothing but heartbeats still
+/// finds out that there is a log.
+#[test]
+fn a_heartbeat_tells_how_far_the_log_is() {
+    let mut sidecar = Sidecar::new(7);
+    sidecar.delta(&[1], &[]);
+    let heartbeat = sidecar.frame(Kind::Heartbeat, 1, &[]);
+    let mut replica = Replica::new(100);
+    ring(&mut replica, &heartbeat);
+    assert_eq!(replica.seen(), Position { epoch: 7, sequence: 1 });
+    replica.begin_snapshot();
+    load(&mut replica, &sidecar.snapshot());
+    ring(&mut replica, &heartbeat);
+    assert!(replica.is_live());
+    sidecar.delta(&[2], &[]);
+    let later = sidecar.frame(Kind::Heartbeat, 2, &[]);
+    ring(&mut replica, &later);
+    assert!(!replica.is_live(), "frame 2 was never seen");
+}
+
 #[test]
 fn an_overrun_starts_over() {
     let mut sidecar = Sidecar::new(7);
