@@ -493,6 +493,31 @@ impl<'a> Scanner<'a> {
         Ok(true)
     }
 
+    /// Reads the scalar at the position. The template's values are built with
+    /// this, level by level, so that each byte is read once.
+    ///
+    /// # Errors
+    ///
+    /// [`JsonError::Syntax`] if there is none.
+    pub(crate) fn scalar(&mut self) -> Result<RawJson<'a>, JsonError> {
+        let start = self.at;
+        match self.peek() {
+            Some(b'"') => self.string()?,
+            Some(b't') => self.literal("true")?,
+            Some(b'f') => self.literal("false")?,
+            Some(b'n') => self.literal("null")?,
+            _ => self.number()?,
+        }
+        Ok(self.since(start))
+    }
+
+    /// Skips `byte` if it is next; returns whether it was.
+    pub(crate) fn take(&mut self, byte: u8) -> bool {
+        let next = self.peek() == Some(byte);
+        self.at += usize::from(next);
+        next
+    }
+
     fn key(&mut self) -> Result<(), JsonError> {
         self.string()?;
         self.space();

@@ -21,6 +21,27 @@ pub const NVEXT_MEMBERS_MAX: usize = 8;
 /// its own, so thousands in one body are no real client's.
 pub const PROMPT_BATCH_MAX: usize = 4_096;
 
+// --- render ----------------------------------------------------------------
+
+/// Longest chat template that is compiled, in bytes. The longest in use take
+/// about 30 KB.
+pub const TEMPLATE_BYTES_MAX: usize = 512 * 1024;
+
+/// Most named templates of one model.
+pub const TEMPLATES_MAX: usize = 16;
+
+/// Most special tokens of one model that a template sees by name.
+pub const SPECIAL_TOKENS_MAX: usize = 64;
+
+/// What one rendering may cost, in the template engine's fuel: an instruction
+/// is one, and so are 64 bytes that are produced or copied. A thousand messages
+/// take about half a million; all of it takes some 0.1 s.
+pub const TEMPLATE_FUEL_MAX: u64 = 4_000_000;
+
+/// Longest rendered prompt, in bytes. A template repeats little of a body, so
+/// this is the longest body twice.
+pub const RENDERED_BYTES_MAX: usize = 2 * BODY_BYTES_MAX;
+
 // --- usage -----------------------------------------------------------------
 
 /// Longest end of a response, or of one event in it, that is kept to find

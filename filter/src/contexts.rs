@@ -59,8 +59,7 @@ impl Context for Root {
 
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
-        let json =
-            host::buffer(host::Buffer::PluginConfiguration, 0, size).unwrap_or_default();
+        let json = host::buffer(host::Buffer::PluginConfiguration, 0, size).unwrap_or_default();
         let config = match Config::parse(&json) {
             Ok(config) => config,
             Err(err) => {

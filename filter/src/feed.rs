@@ -366,11 +366,8 @@ fn load_part(store: &impl SharedData, loading: &mut Loading) -> Progress {
     let rest = loading.blob.len - loading.offset;
     let expected = rest.min(BLOB_PART_BYTES_MAX as u64);
     let start = usize::try_from(loading.offset).unwrap_or(usize::MAX);
-    let target = loading
-        .file
-        .as_bytes_mut()
-        .get_mut(start..)
-        .and_then(|file| file.get_mut(..part.len()));
+    let target =
+        loading.file.as_bytes_mut().get_mut(start..).and_then(|file| file.get_mut(..part.len()));
     match target {
         Some(target) if part.len() as u64 == expected => target.copy_from_slice(&part),
         _ => return Progress::Raced,

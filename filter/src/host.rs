@@ -284,8 +284,9 @@ pub fn replace_buffer(buffer: Buffer, old_len: usize, bytes: &[u8]) -> Result<()
 #[must_use]
 pub fn header_pairs(headers: Headers) -> Vec<(String, String)> {
     // SAFETY: the out-pointers outlive the call.
-    let bytes =
-        fetch(|data, len| unsafe { imports::proxy_get_header_map_pairs(headers as u32, data, len) });
+    let bytes = fetch(|data, len| unsafe {
+        imports::proxy_get_header_map_pairs(headers as u32, data, len)
+    });
     bytes.as_deref().and_then(deserialize).unwrap_or_default()
 }
 

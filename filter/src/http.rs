@@ -346,11 +346,8 @@ impl Stream {
             return;
         }
         let predicted = u64::from(placed.choice.predicted_cached_tokens);
-        let result = if cached == predicted {
-            Counter::PredictionsExact
-        } else {
-            Counter::PredictionsOff
-        };
+        let result =
+            if cached == predicted { Counter::PredictionsExact } else { Counter::PredictionsOff };
         vm::with(|vm| {
             vm.metrics.add(Counter::ObservedCachedTokens, cached);
             vm.metrics.add(result, 1);

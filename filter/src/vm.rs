@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use warmpath_core::choose::Random;
 use warmpath_core::entry::Entry;
@@ -18,8 +19,8 @@ use warmpath_core::shared::{KEY_PREFIX, SharedData, Unavailable, Write};
 
 use crate::config::Config;
 use crate::feed::Feed;
-use crate::http::Watched;
 use crate::host::{self, HostStore};
+use crate::http::Watched;
 use crate::limits::{
     DELAYED_ENTRIES_MAX, EXPIRE_EVERY_MS, GAUGES_EVERY_MS, NUMBER_ATTEMPTS_MAX, REFRESHES_PER_TICK,
     TICK_RING_NS,
@@ -82,7 +83,7 @@ pub(crate) struct Vm {
     pub(crate) watched: Watched,
     bookings: u32,
     /// Bookings of this VM's own streams, and when each was last refreshed.
-    own: HashMap<BookingId, u64>,
+    own: HashMap<BookingId, u64, FixedState>,
     delayed: Vec<Vec<u8>>,
     reported: Counters,
     evicted_reported: u64,
@@ -114,7 +115,7 @@ impl Vm {
             pairing_proven: false,
             watched: Watched::default(),
             bookings: 0,
-            own: HashMap::new(),
+            own: HashMap::default(),
             delayed: Vec::new(),
             reported: Counters::default(),
             evicted_reported: 0,

@@ -222,7 +222,7 @@ impl Layout {
             let entry = TABLE_AT + index * TABLE_ENTRY;
             let start = u32_at(bytes, entry)? as usize;
             let end = start.checked_add(u32_at(bytes, entry + 4)? as usize)?;
-            if start % 8 != 0 || end > bytes.len() {
+            if !start.is_multiple_of(8) || end > bytes.len() {
                 return None;
             }
             *section = start..end;
@@ -338,7 +338,7 @@ fn check_sizes(kind: Kind, tables: &Tables<'_>) -> Option<()> {
     let sizes_fit = tables.byte_tokens.len() == 256
         && ids <= TOKEN_IDS_MAX as usize
         && tables.merge_products.len() <= TOKEN_IDS_MAX as usize
-        && tables.char_tokens.len() % 256 == 0
+        && tables.char_tokens.len().is_multiple_of(256)
         && tables
             .char_pages
             .iter()

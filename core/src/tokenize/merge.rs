@@ -99,7 +99,7 @@ impl Merger {
     fn merge_by_heap(&mut self, tables: &Tables<'_>) {
         self.link(tables);
         while let Some(Reverse(entry)) = self.heap.pop() {
-            let (lowest, at) = ((entry >> 32) as u32, (entry & u64::from(u32::MAX)) as usize);
+            let (lowest, at) = heap_fields(entry);
             if self.ranks.get(at) != Some(&lowest) {
                 continue;
             }
@@ -109,10 +109,10 @@ impl Merger {
             let behind = self.after.get(next).copied().unwrap_or(NOWHERE);
             set(&mut self.after, at, behind);
             if behind != NOWHERE {
-                set(&mut self.before, behind as usize, at as u32);
+                set(&mut self.before, behind as usize, position(at));
             }
             // The symbol that was merged away is marked by pointing nowhere.
-            set(&mut self.before, next, next as u32);
+            set(&mut self.before, next, position(next));
             self.rank_again(tables, at);
             if let Some(left) = self.neighbour(&self.before, at) {
                 self.rank_again(tables, left);
@@ -121,7 +121,7 @@ impl Merger {
         let before = &self.before;
         let mut index = 0;
         self.symbols.retain(|_| {
-            let merged_away = before.get(index) == Some(&(index as u32));
+            let merged_away = before.get(index) == Some(&position(index));
             index += 1;
             !merged_away
         });
@@ -129,7 +129,7 @@ impl Merger {
 
     /// Fills the lists and the heap from the symbols.
     fn link(&mut self, tables: &Tables<'_>) {
-        let count = self.symbols.len() as u32;
+        let count = position(self.symbols.len());
         self.before.clear();
         self.before.extend((0..count).map(|at| at.checked_sub(1).unwrap_or(NOWHERE)));
         self.after.clear();
@@ -158,6 +158,21 @@ impl Merger {
             self.heap.push(Reverse((u64::from(found) << 32) | at as u64));
         }
     }
+}
+
+/// A position in a word as the lists hold it.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a word has at most PRETOKEN_BYTES_MAX symbols"
+)]
+fn position(at: usize) -> u32 {
+    at as u32
+}
+
+/// Rank and position of an entry of the heap.
+#[expect(clippy::cast_possible_truncation, reason = "the halves of a u64 are taken apart")]
+fn heap_fields(entry: u64) -> (u32, usize) {
+    ((entry >> 32) as u32, entry as u32 as usize)
 }
 
 fn set(list: &mut [u32], at: usize, value: u32) {

@@ -179,6 +179,7 @@ fn mergeable(tables: &Tables<'_>, left: char, right: char) -> bool {
 #[inline]
 pub(crate) fn seam_bit(left: char, right: char, words: usize) -> (usize, u32) {
     let hash = perfect_hash::mix((u64::from(left as u32) << 21) | u64::from(right as u32));
-    let (word, bit) = ((hash >> 6) & (words as u64).wrapping_sub(1), hash & 63);
-    (usize::try_from(word).unwrap_or(0), bit as u32)
+    let word = (hash >> 6) & (words as u64).wrapping_sub(1);
+    let [bit, ..] = hash.to_le_bytes();
+    (usize::try_from(word).unwrap_or(0), u32::from(bit & 63))
 }
