@@ -25,7 +25,6 @@ proxy_wasm::main! {{
 }}
 
 /// The root context: configuration, ticks, streams.
-#[cfg_attr(not(target_arch = "wasm32"), expect(dead_code, reason = "made by the host"))]
 struct Root {
     context: u32,
     config: Option<Rc<Config>>,

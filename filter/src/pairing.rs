@@ -48,7 +48,7 @@ impl Pairing {
             return true;
         }
         self.passed = self.passed.wrapping_add(1);
-        self.passed % PAIRING_PROBE_EVERY == 0
+        self.passed.is_multiple_of(PAIRING_PROBE_EVERY)
     }
 
     /// Requests that have been held for too long.
