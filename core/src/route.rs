@@ -264,3 +264,6 @@ fn predicted(overlap_blocks: u32, prepared: &Prepared) -> u32 {
     let most = before_last.checked_div(prepared.block_size).unwrap_or(0);
     overlap_blocks.min(most).saturating_mul(prepared.block_size)
 }
+
+#[cfg(test)]
+mod tests;
