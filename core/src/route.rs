@@ -200,10 +200,8 @@ pub fn select(
     }
     let eligible: Vec<&RosterWorker> = eligible(replica, prepared.model).collect();
     let prompt = PromptSize { tokens: prepared.prompt_tokens, block_size: prepared.block_size };
-    let candidates: Vec<Candidate> = eligible
-        .iter()
-        .map(|entry| candidate(replica, entry.slot, prepared, &held))
-        .collect();
+    let candidates: Vec<Candidate> =
+        eligible.iter().map(|entry| candidate(replica, entry.slot, prepared, &held)).collect();
     let costs = candidates.iter().map(|candidate| cost(prompt, candidate, knobs));
     let at = lowest(costs, random)?;
     let (entry, candidate) = (eligible.get(at)?, candidates.get(at)?);

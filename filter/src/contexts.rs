@@ -8,8 +8,9 @@ use proxy_wasm::types::{Action, ContextType};
 
 use crate::config::Config;
 use crate::host;
-use crate::http::{self, Next, Stream};
+use crate::http::{Next, Stream};
 use crate::limits::TICK_MS;
+use crate::pairing;
 use crate::vm;
 
 #[cfg(target_arch = "wasm32")]
@@ -94,7 +95,7 @@ impl RootContext for Root {
             vm.tick(now_ms);
             vm.drive_feed(now_ms);
         });
-        http::release_stuck(now_ms);
+        pairing::release_stuck(now_ms);
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {

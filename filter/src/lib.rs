@@ -13,6 +13,7 @@ pub mod limits;
 pub mod metrics;
 
 mod feed;
+mod pairing;
 mod place;
 mod vm;
 

@@ -20,12 +20,12 @@ use warmpath_core::shared::{KEY_PREFIX, SharedData, Unavailable, Write};
 use crate::config::Config;
 use crate::feed::Feed;
 use crate::host::{self, HostStore};
-use crate::http::Watched;
 use crate::limits::{
     DELAYED_ENTRIES_MAX, EXPIRE_EVERY_MS, GAUGES_EVERY_MS, NUMBER_ATTEMPTS_MAX, REFRESHES_PER_TICK,
     TICK_RING_NS,
 };
 use crate::metrics::{Counter, Gauge, Metrics};
+use crate::pairing::Pairing;
 
 thread_local! {
     /// A VM has one thread; contexts of one module share it.
@@ -78,9 +78,7 @@ pub(crate) struct Vm {
     pub(crate) feed: Feed,
     /// When the sidecar was last heard of, in milliseconds.
     pub(crate) heard_at_ms: Option<u64>,
-    /// Whether a body has ever come while headers were held.
-    pub(crate) pairing_proven: bool,
-    pub(crate) watched: Watched,
+    pub(crate) pairing: Pairing,
     bookings: u32,
     /// Bookings of this VM's own streams, and when each was last refreshed.
     own: HashMap<BookingId, u64, FixedState>,
@@ -112,8 +110,7 @@ impl Vm {
             random: Random::seeded(host::wall_clock_ns() ^ number.rotate_left(32)),
             feed: Feed::default(),
             heard_at_ms: None,
-            pairing_proven: false,
-            watched: Watched::default(),
+            pairing: Pairing::default(),
             bookings: 0,
             own: HashMap::default(),
             delayed: Vec::new(),

@@ -176,6 +176,12 @@ impl PrefixCache {
         self.by_hash.values().map(BTreeSet::len).sum()
     }
 
+    /// Prompt tokens that [`Self::admit`] would find cached now.
+    #[must_use]
+    pub fn cached_tokens(&self, prompt: &[u32], keys: &CacheKeys) -> usize {
+        self.find_prefix(prompt, keys).0.len() * self.block_size
+    }
+
     /// Lets a request in: finds its cached prefix, takes blocks for the rest of
     /// its prompt and announces them.
     ///
