@@ -4,6 +4,7 @@ use crate::limits::{
     CARD_ALIASES_MAX, CARD_MODELS_MAX, CARD_NAME_BYTES_MAX, CARD_PREFIX_TOKENS_MAX,
     CARD_TEMPLATES_MAX, TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX,
 };
+use crate::render::Flavour;
 use crate::wire::{Reader, WireError, Writer};
 
 /// Content address of a blob: XXH3-64 (seed 0) of its bytes, and its length.
@@ -55,6 +56,8 @@ pub struct ModelCard {
     pub context_length: u32,
     /// Whether block hashes cover one token more (eagle-style drafts).
     pub eagle: bool,
+    /// What its engine does to messages before the template.
+    pub flavour: Flavour,
     /// The binary tokenizer ([`crate::tokenize`]), or why there is none.
     pub tokenizer: Result<BlobId, Blind>,
     /// Chat templates; empty if the model has none.
@@ -108,6 +111,11 @@ fn write_card(writer: &mut Writer, card: &ModelCard) {
     writer.u32(card.block_size);
     writer.u32(card.context_length);
     writer.u8(u8::from(card.eagle));
+    writer.u8(match card.flavour {
+        Flavour::Raw => 0,
+        Flavour::Vllm => 1,
+        Flavour::Dynamo => 2,
+    });
     match card.tokenizer {
         Ok(blob) => {
             writer.u8(0);
@@ -145,6 +153,12 @@ fn read_card(reader: &mut Reader<'_>) -> Result<ModelCard, WireError> {
         1 => true,
         _ => return Err(WireError::UnknownCase),
     };
+    let flavour = match reader.u8()? {
+        0 => Flavour::Raw,
+        1 => Flavour::Vllm,
+        2 => Flavour::Dynamo,
+        _ => return Err(WireError::UnknownCase),
+    };
     let tokenizer = match reader.u8()? {
         0 => Ok(BlobId { hash: reader.u64()?, len: reader.u64()? }),
         1 => Err(Blind::Tokenizer),
@@ -170,6 +184,7 @@ fn read_card(reader: &mut Reader<'_>) -> Result<ModelCard, WireError> {
         block_size,
         context_length,
         eagle,
+        flavour,
         tokenizer,
         templates,
         special_tokens,
@@ -199,6 +214,7 @@ mod tests {
             block_size: 16,
             context_length: 40_960,
             eagle: false,
+            flavour: Flavour::Dynamo,
             tokenizer: Ok(BlobId::of(b"blob")),
             templates: vec![NamedTemplate { name: "default".into(), source: "{{ x }}".into() }],
             special_tokens: vec![("eos_token".into(), "<|im_end|>".into())],

@@ -53,7 +53,8 @@ pub enum Kind {
     Roster = 2,
     /// Down, in the log: [`crate::card`], all models.
     Card = 3,
-    /// Down, every [`crate::limits::HEARTBEAT_MS`]: nothing but the position.
+    /// Down, every [`crate::limits::HEARTBEAT_MS`]: nothing but the position. Its
+    /// sequence is that of the last log frame sent on this stream before it.
     Heartbeat = 4,
     /// Down, to a follower: the position it asked to resume from is not held
     /// any more (or is of another epoch). Its sequence is that of the last log

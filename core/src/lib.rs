@@ -10,16 +10,61 @@ pub mod ids;
 pub mod limits;
 
 // Request path.
-pub mod hash;
-pub mod render;
+pub mod json;
 pub mod request;
+
+pub mod render;
+
 pub mod tokenize;
 
+pub mod hash;
+
+pub mod overlap;
+
+pub mod load;
+
+pub mod score;
+
+pub mod choose;
+
+pub mod handover;
+
+pub mod usage;
+
+pub mod headers;
+
+pub mod models;
+
+pub mod reason;
+
+pub mod route;
+
 // Feed path.
-pub mod card;
-pub mod delta;
-pub mod event;
-pub mod frame;
-pub mod roster;
-pub mod uplink;
 pub mod wire;
+
+pub mod frame;
+
+pub mod card;
+
+pub mod roster;
+
+pub mod event;
+
+pub mod delta;
+
+pub mod index;
+
+pub mod replica;
+
+pub mod uplink;
+
+// Between the VMs of one gateway process.
+pub mod shared;
+
+pub mod ring;
+
+pub mod entry;
+
+pub mod lease;
+
+pub mod shelf;

@@ -13,6 +13,55 @@ pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Deepest nesting of arrays and objects that is scanned, in levels.
 pub const JSON_DEPTH_MAX: usize = 128;
 
+/// Longest name of a field that is looked for, in bytes. A longer key is read
+/// over without resolving its escapes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Most members called `nvext` in one body. The last one counts; the others are
+/// noted because `handover` removes them.
+pub const NVEXT_MEMBERS_MAX: usize = 8;
+
+/// Most prompts in one completion request. Engines take each as a request of
+/// its own, so thousands in one body are no real client's.
+pub const PROMPT_BATCH_MAX: usize = 4_096;
+
+// --- render ----------------------------------------------------------------
+
+/// Longest chat template that is compiled, in bytes. The longest in use take
+/// about 30 KB.
+pub const TEMPLATE_BYTES_MAX: usize = 512 * 1024;
+
+/// Most named templates of one model.
+pub const TEMPLATES_MAX: usize = 16;
+
+/// Most special tokens of one model that a template sees by name.
+pub const SPECIAL_TOKENS_MAX: usize = 64;
+
+/// What one rendering may cost, in the template engine's fuel: an instruction
+/// is one, and so are 64 bytes that are produced or copied. A thousand messages
+/// take about half a million; all of it takes some 0.1 s.
+pub const TEMPLATE_FUEL_MAX: u64 = 4_000_000;
+
+/// Most JSON values of one request that are made into values of a template. Each
+/// takes about a hundred bytes of memory and as little as two of the body, and a
+/// VM that runs out of memory takes every stream of its thread with it. A
+/// thousand messages and a hundred tools take about thirty thousand.
+pub const TEMPLATE_VALUES_MAX: usize = 262_144;
+
+/// Longest rendered prompt, in bytes. A template repeats little of a body, so
+/// this is the longest body twice.
+pub const RENDERED_BYTES_MAX: usize = 2 * BODY_BYTES_MAX;
+
+// --- usage -----------------------------------------------------------------
+
+/// Longest end of a response, or of one event in it, that is kept to find
+/// `usage` in, in bytes. The object itself takes a few hundred.
+pub const RESPONSE_TAIL_BYTES_MAX: usize = 64 * 1024;
+
+/// Most keys `usage` that are tried in one event or response, from its end. An
+/// engine writes one.
+pub const USAGE_KEYS_MAX: usize = 8;
+
 // --- hash ------------------------------------------------------------------
 
 /// Most blocks of one prompt that are hashed and looked up, in blocks. At 16
@@ -57,9 +106,6 @@ pub const CARD_ALIASES_MAX: usize = 256;
 /// Most named templates of a model.
 pub const CARD_TEMPLATES_MAX: usize = 16;
 
-/// Longest chat template, in bytes. The longest in use are about 20 KB.
-pub const TEMPLATE_BYTES_MAX: usize = 256 * 1024;
-
 /// Most tokens put before a completion prompt.
 pub const CARD_PREFIX_TOKENS_MAX: usize = 16;
 
@@ -89,3 +135,78 @@ const _: () = {
     assert!(ROSTER_WORKERS_MAX * (32 + ENDPOINT_BYTES_MAX) <= FRAME_BODY_BYTES_MAX);
     assert!(ROSTER_WORKERS_MAX < u16::MAX as usize / 2);
 };
+
+// --- load ------------------------------------------------------------------
+
+/// Most bookings of one gateway process at a time.
+pub const BOOKINGS_MAX: usize = 65_536;
+
+/// Most block hashes that a booking carries through the ring log. The blocks
+/// of a longer prompt beyond it count towards no worker's active blocks; at 16
+/// tokens a block that is a prompt of 128 k tokens.
+pub const BOOKING_BLOCKS_MAX: usize = 8_192;
+
+// --- shared data -----------------------------------------------------------
+
+/// Slots of the ring log. A booking takes three entries, so at 1000 requests a
+/// second a VM may be more than a second behind before it must start over.
+pub const RING_SLOTS: u64 = 4_096;
+
+/// How often an append tries again when other VMs are faster.
+pub const RING_APPEND_ATTEMPTS_MAX: u32 = 64;
+
+/// Places for tokenizer files in shared data: one for each model that a
+/// gateway may serve with a tokenizer of its own, and some to change over.
+pub const SHELF_PLACES: u32 = 16;
+
+// --- replica ---------------------------------------------------------------
+
+/// Most bytes of deltas that are kept while a snapshot comes in.
+pub const PENDING_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Tables of the index that one step sweeps: at 10 M blocks about 0.3 ms.
+pub const SWEEP_TABLES_PER_STEP: usize = 2;
+// --- tokenize --------------------------------------------------------------
+
+/// Longest text of one prompt that is encoded, in bytes. A rendered prompt is
+/// a body plus what the template adds.
+pub const TOKENIZE_TEXT_BYTES_MAX: usize = BODY_BYTES_MAX + 1024 * 1024;
+
+/// Most tokens of one prompt: what [`PROMPT_BLOCKS_MAX`] blocks of 16 hold.
+pub const TOKENIZE_TOKENS_MAX: usize = PROMPT_BLOCKS_MAX * 16;
+
+/// Longest single pre-token that is merged, in bytes. Merging one cannot be
+/// interrupted and costs 0.1 to 0.4 us a byte, so this is about 3 ms.
+pub const PRETOKEN_BYTES_MAX: usize = 16 * 1024;
+
+/// Most work for one prompt, in steps per byte of text: a step is one byte
+/// looked at by the pre-tokenizer or the added-token matcher. Ordinary text
+/// takes 1 to 2; only a pattern that looks far ahead again and again reaches
+/// this, and without the bound it would be quadratic.
+pub const TOKENIZE_STEPS_PER_BYTE_MAX: u64 = 64;
+
+/// Longest tokenizer file that is loaded, in bytes. The largest public ones
+/// compile to 13 MB; the JSON form of the same is 34 MB.
+pub const TOKENIZER_FILE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Token ids and merge ranks are below this: a merge is one `u64` of a left
+/// id, a right id and a rank of 20 bits each.
+pub const TOKEN_IDS_MAX: u32 = 1 << 20;
+
+/// Longest added token, in bytes: the most that one look of the matcher reads.
+pub const ADDED_TOKEN_BYTES_MAX: usize = 1024;
+
+/// Words that are short (at most 22 bytes and 6 ids) and remembered, in
+/// entries of 48 bytes: 768 KiB.
+pub const WORD_CACHE_SHORT_ENTRIES: usize = 16 * 1024;
+
+/// Words that are longer (at most 94 bytes and 24 ids) and remembered, in
+/// entries of 192 bytes: 768 KiB.
+pub const WORD_CACHE_LONG_ENTRIES: usize = 4 * 1024;
+
+/// Longest text that the `hf-tokenizers` engine encodes, in bytes. It cannot
+/// stop half way, and takes about 0.3 us a byte.
+pub const HF_TEXT_BYTES_MAX: usize = 256 * 1024;
+
+const _: () = assert!(PRETOKEN_BYTES_MAX < TOKENIZE_TEXT_BYTES_MAX);
+const _: () = assert!(TOKENIZER_FILE_BYTES_MAX < u32::MAX as usize);

@@ -1,0 +1,77 @@
+# The whole interface to building, checking and running. CI calls only these.
+#
+# Needs: Rust, Python 3, a C compiler. `make doctor` says what is missing,
+# `make setup` gets it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON = $$(source scripts/toolchain.sh; find_python || echo python3)
+
+##@ Run
+
+.PHONY: run
+run: ## Envoy, sidecar and three simulated engines; sends a conversation, stays up
+	@scripts/run.sh
+
+.PHONY: smoke
+smoke: module ## The same, bounded and asserting: last line "N passed, N failed"
+	@scripts/stack.sh smoke
+
+##@ Set up
+
+.PHONY: doctor
+doctor: ## What is there, what is missing, and the command for it
+	@scripts/setup.sh doctor
+
+.PHONY: setup
+setup: ## Run those commands (into .venv and .cache; Debian packages as root)
+	@scripts/setup.sh install
+
+.PHONY: setup-run
+setup-run: # What `make run` needs: `make setup` without the test tools.
+	@scripts/setup.sh install run
+
+##@ Build
+
+.PHONY: build
+build: module ## The module and the native programs
+	@cargo build --workspace --bins --locked
+
+.PHONY: wasm
+wasm: module module-hf ## Both modules: target/warmpath.wasm, target/warmpath-hf.wasm
+
+.PHONY: module
+module: # The module that most need.
+	@scripts/build-module.sh
+
+.PHONY: module-hf
+module-hf: # The module with Hugging Face's tokenizer engine inside.
+	@scripts/build-module.sh hf
+
+##@ Check
+
+.PHONY: check
+check: ## Format, lints, docs, licences, sources, invariants, the module
+	@"$(PYTHON)" scripts/run_parts.py check
+
+.PHONY: test
+test: ## All tests: native, WebAssembly, the module, the smoke run
+	@"$(PYTHON)" scripts/run_parts.py test
+
+.PHONY: test-real-tokenizers
+test-real-tokenizers: ## Tokens of five real tokenizers against Hugging Face's
+	@scripts/fetch-tokenizer.sh all
+	@WARMPATH_REAL_TOKENIZERS="$(CURDIR)/.cache/tokenizers" \
+		cargo test --release --locked -p warmpath-tests --test real_tokenizers -- --nocapture
+
+##@ Else
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z][a-z0-9-]*:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -1,0 +1,136 @@
+//! Entry: what the ring log carries.
+//!
+//! Feed frames as they came, and what happens to bookings.
+
+use crate::ids::{SequenceHash, WorkerSlot};
+use crate::limits::BOOKING_BLOCKS_MAX;
+use crate::load::{Booking, BookingId};
+use crate::wire::{Reader, WireError, Writer};
+
+/// One entry of the ring log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry<'a> {
+    /// An encoded feed frame ([`crate::frame`]).
+    Feed(&'a [u8]),
+    /// A request was placed.
+    Booked(Booking),
+    /// Its worker has begun to answer.
+    PrefillDone(BookingId),
+    /// It still runs, at this time of the host's monotonic clock.
+    Refreshed(BookingId, u64),
+    /// It has ended.
+    Freed(BookingId),
+}
+
+impl<'a> Entry<'a> {
+    /// Encodes the entry. Of a booking's blocks at most
+    /// [`BOOKING_BLOCKS_MAX`] are kept.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        match self {
+            Self::Feed(frame) => {
+                writer.u8(1);
+                writer.raw(frame);
+            }
+            Self::Booked(booking) => {
+                writer.u8(2);
+                writer.u64(booking.id.0);
+                writer.u16(booking.slot.0);
+                writer.u32(booking.prefill_tokens);
+                writer.u64(booking.at_ms);
+                let blocks = booking.blocks.get(..BOOKING_BLOCKS_MAX).unwrap_or(&booking.blocks);
+                writer.count(blocks.len());
+                for hash in blocks {
+                    writer.u64(hash.0);
+                }
+            }
+            Self::PrefillDone(id) => {
+                writer.u8(3);
+                writer.u64(id.0);
+            }
+            Self::Refreshed(id, at_ms) => {
+                writer.u8(4);
+                writer.u64(id.0);
+                writer.u64(*at_ms);
+            }
+            Self::Freed(id) => {
+                writer.u8(5);
+                writer.u64(id.0);
+            }
+        }
+        writer.into_bytes()
+    }
+
+    /// Decodes an entry.
+    ///
+    /// # Errors
+    ///
+    /// A [`WireError`]; the reader passes over the entry and counts it.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(bytes);
+        let entry = match reader.u8()? {
+            1 => return Ok(Self::Feed(bytes.get(1..).unwrap_or_default())),
+            2 => Self::Booked(read_booking(&mut reader)?),
+            3 => Self::PrefillDone(BookingId(reader.u64()?)),
+            4 => Self::Refreshed(BookingId(reader.u64()?), reader.u64()?),
+            5 => Self::Freed(BookingId(reader.u64()?)),
+            _ => return Err(WireError::UnknownCase),
+        };
+        reader.finish()?;
+        Ok(entry)
+    }
+}
+
+fn read_booking(reader: &mut Reader<'_>) -> Result<Booking, WireError> {
+    let id = BookingId(reader.u64()?);
+    let slot = WorkerSlot(reader.u16()?);
+    let prefill_tokens = reader.u32()?;
+    let at_ms = reader.u64()?;
+    let count = reader.count(BOOKING_BLOCKS_MAX, 8)?;
+    let blocks =
+        (0..count).map(|_| reader.u64().map(SequenceHash)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Booking { id, slot, prefill_tokens, at_ms, blocks })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    fn booking(blocks: usize) -> Booking {
+        Booking {
+            id: BookingId(1 << 40),
+            slot: WorkerSlot(3),
+            prefill_tokens: 77,
+            at_ms: 5,
+            blocks: (0..blocks as u64).map(SequenceHash).collect(),
+        }
+    }
+
+    #[test]
+    fn entries_survive_the_wire() {
+        for entry in [
+            Entry::Feed(b"frame"),
+            Entry::Booked(booking(3)),
+            Entry::PrefillDone(BookingId(9)),
+            Entry::Refreshed(BookingId(9), 10),
+            Entry::Freed(BookingId(9)),
+        ] {
+            let bytes = entry.encode();
+            assert_eq!(Entry::decode(&bytes), Ok(entry.clone()));
+            if !matches!(entry, Entry::Feed(_)) {
+                for len in 0..bytes.len() {
+                    assert!(Entry::decode(&bytes[..len]).is_err(), "{entry:?} cut at {len}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_prompt_keeps_its_leading_blocks() {
+        let bytes = Entry::Booked(booking(BOOKING_BLOCKS_MAX + 5)).encode();
+        assert_eq!(Entry::decode(&bytes), Ok(Entry::Booked(booking(BOOKING_BLOCKS_MAX))));
+    }
+}

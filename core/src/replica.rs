@@ -1,0 +1,466 @@
+//! Replica: one filter VM's copy of what the sidecar knows and of what its
+//! gateway has placed.
+//!
+//! It follows the ring log entry by entry, and takes the index from a snapshot
+//! when it starts or has lost its place. Pure: whoever owns it does the reading
+//! and asks [`Replica::wants_snapshot`] what to do next.
+//!
+//! # Terms
+//!
+//! - *seen*: the last log frame that came through the ring, applied or not;
+//!   from there a stream is resumed.
+//! - *live*: the index shows the log's state, so that its answers count.
+//!
+//! # Invariants
+//!
+//! 1. A delta is applied to the index exactly once and in order, or the index
+//!    stops being live.
+//! 2. While a snapshot comes in, the index that was live keeps its content and
+//!    goes on answering: an old index may cost speed, never correctness.
+//! 3. A frame that cannot be read changes nothing but a counter, and the index
+//!    is taken anew.
+
+use crate::card::Cards;
+use crate::delta::{Delta, SnapshotStart};
+use crate::entry::Entry;
+use crate::frame::{Frame, Kind};
+use crate::ids::WorkerSlot;
+use crate::index::Index;
+use crate::limits::{PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
+use crate::load::Loads;
+use crate::roster::Roster;
+
+/// A position in the sidecar's log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The sidecar's incarnation; 0 for none.
+    pub epoch: u64,
+    /// Sequence of a log frame; 0 for none.
+    pub sequence: u64,
+}
+
+/// A snapshot on its way in.
+#[derive(Debug)]
+struct Incoming {
+    /// Known from the snapshot's first frame on.
+    at: Option<Position>,
+    index: Index,
+    blocks_expected: u64,
+    /// Deltas that came through the ring meanwhile, encoded.
+    pending: Vec<Vec<u8>>,
+    pending_bytes: usize,
+}
+
+/// What happened so far; each grows only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames or entries that could not be read.
+    pub bad_frames: u64,
+    /// Times that the index stopped being live because a frame was missing.
+    pub gaps: u64,
+    /// Snapshots completed.
+    pub snapshots: u64,
+    /// Snapshots begun again because too much happened meanwhile.
+    pub snapshots_restarted: u64,
+    /// Times that the ring had moved on before this VM read it.
+    pub overruns: u64,
+}
+
+/// What an entry changed, for whoever keeps something per model or worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// The cards are other ones.
+    pub cards: bool,
+    /// The roster is another one.
+    pub roster: bool,
+    /// The sidecar was heard of.
+    pub feed: bool,
+}
+
+/// One VM's copy.
+#[derive(Debug)]
+pub struct Replica {
+    roster: Roster,
+    roster_from: Position,
+    cards: Cards,
+    cards_from: Position,
+    loads: Loads,
+    index: Index,
+    index_blocks_max: usize,
+    /// Where the index stands, while it is live.
+    live_at: Option<Position>,
+    /// Whether the index has ever been live.
+    was_live: bool,
+    incoming: Option<Incoming>,
+    seen: Position,
+    counters: Counters,
+}
+
+/// How far a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotProgress {
+    /// More parts are wanted.
+    More,
+    /// The index is live.
+    Done,
+    /// The snapshot is of no use; another must be asked for.
+    Failed,
+}
+
+impl Replica {
+    /// An empty replica.
+    ///
+    /// - `index_blocks_max`: most blocks of the index.
+    #[must_use]
+    pub fn new(index_blocks_max: usize) -> Self {
+        Self {
+            roster: Roster::default(),
+            roster_from: Position::default(),
+            cards: Cards::default(),
+            cards_from: Position::default(),
+            loads: Loads::new(),
+            index: Index::new(index_blocks_max),
+            index_blocks_max,
+            live_at: None,
+            was_live: false,
+            incoming: None,
+            seen: Position::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Applies one entry of the ring log.
+    pub fn apply_entry(&mut self, bytes: &[u8]) -> Changed {
+        match Entry::decode(bytes) {
+            Ok(Entry::Feed(frame)) => return self.apply_frame(frame),
+            Ok(Entry::Booked(booking)) => self.loads.add(booking),
+            Ok(Entry::PrefillDone(id)) => self.loads.prefill_done(id),
+            Ok(Entry::Refreshed(id, at_ms)) => self.loads.refresh(id, at_ms),
+            Ok(Entry::Freed(id)) => self.loads.free(id),
+            Err(_) => self.counters.bad_frames += 1,
+        }
+        Changed::default()
+    }
+
+    fn apply_frame(&mut self, bytes: &[u8]) -> Changed {
+        let Ok(frame) = Frame::decode(bytes) else {
+            self.counters.bad_frames += 1;
+            self.lose_index();
+            return Changed::default();
+        };
+        let mut changed = Changed { feed: true, ..Changed::default() };
+        let at = Position { epoch: frame.epoch, sequence: frame.sequence };
+        match frame.kind {
+            Kind::Roster | Kind::Card => {
+                changed = self.apply_state(&frame);
+                self.advance(at, None);
+            }
+            Kind::Delta => self.advance(at, Some(bytes)),
+            Kind::Resync => self.resync(at),
+            Kind::Heartbeat => self.heartbeat(at),
+            // Those of snapshots, blobs and the uplink never enter the ring.
+            _ => self.counters.bad_frames += 1,
+        }
+        changed
+    }
+
+    /// Takes over a roster or card frame, wherever it came from: the ring, or
+    /// the copy in shared data that a late VM starts with. Its place in the
+    /// log is not considered.
+    pub fn apply_state_bytes(&mut self, bytes: &[u8]) -> Changed {
+        match Frame::decode(bytes) {
+            Ok(frame) => self.apply_state(&frame),
+            Err(_) => {
+                self.counters.bad_frames += 1;
+                Changed::default()
+            }
+        }
+    }
+
+    fn apply_state(&mut self, frame: &Frame<'_>) -> Changed {
+        let at = Position { epoch: frame.epoch, sequence: frame.sequence };
+        let mut changed = Changed { feed: true, ..Changed::default() };
+        match frame.kind {
+            Kind::Roster if at != self.roster_from => match Roster::decode(frame.body) {
+                Ok(roster) => {
+                    self.take_roster(roster);
+                    self.roster_from = at;
+                    changed.roster = true;
+                }
+                Err(_) => self.counters.bad_frames += 1,
+            },
+            Kind::Card if at != self.cards_from => match Cards::decode(frame.body) {
+                Ok(cards) => {
+                    self.cards = cards;
+                    self.cards_from = at;
+                    changed.cards = true;
+                }
+                Err(_) => self.counters.bad_frames += 1,
+            },
+            _ => {}
+        }
+        changed
+    }
+
+    fn take_roster(&mut self, roster: Roster) {
+        let old = core::mem::replace(&mut self.roster, roster);
+        for entry in &old.workers {
+            if self.worker(entry.slot).is_none_or(|now| now.worker != entry.worker) {
+                self.loads.drop_worker(entry.slot);
+            }
+        }
+    }
+
+    /// A log frame came through the ring. `delta`: its bytes, if it is one.
+    fn advance(&mut self, at: Position, delta: Option<&[u8]>) {
+        let is_known = at.epoch == self.seen.epoch && at.sequence <= self.seen.sequence;
+        if is_known {
+            return;
+        }
+        let is_next = at.epoch == self.seen.epoch && at.sequence == self.seen.sequence + 1;
+        if !is_next && delta.is_none() {
+            // Cards and rosters are sent first on every stream, with the
+            // numbers that they had: no gap.
+            return;
+        }
+        self.seen = at;
+        if let (Some(bytes), Some(incoming)) = (delta, &mut self.incoming) {
+            incoming.pending_bytes += bytes.len();
+            incoming.pending.push(bytes.to_vec());
+            if incoming.pending_bytes > PENDING_BYTES_MAX {
+                self.counters.snapshots_restarted += 1;
+                self.incoming = None;
+            }
+        }
+        self.advance_index(at, delta);
+    }
+
+    fn advance_index(&mut self, at: Position, delta: Option<&[u8]>) {
+        let Some(live_at) = self.live_at else { return };
+        if at.epoch != live_at.epoch || at.sequence > live_at.sequence + 1 {
+            self.counters.gaps += 1;
+            self.lose_index();
+            return;
+        }
+        if at.sequence <= live_at.sequence {
+            return;
+        }
+        if let Some(bytes) = delta {
+            let applied = Frame::decode(bytes)
+                .and_then(|frame| Delta::decode(frame.body))
+                .map(|delta| self.index.apply(&delta));
+            if applied.is_err() {
+                self.counters.bad_frames += 1;
+                self.lose_index();
+                return;
+            }
+        }
+        self.live_at = Some(at);
+    }
+
+    /// The stream goes on behind `at`.
+    fn resync(&mut self, at: Position) {
+        self.seen = at;
+        let reaches = |live: Position| live.epoch == at.epoch && live.sequence >= at.sequence;
+        if !self.live_at.is_some_and(reaches) {
+            self.lose_index();
+        }
+    }
+
+    /// The stream has come as far as `at`. A VM that has not seen that much has
+    /// missed frames, or has started when they had left the ring already.
+    fn heartbeat(&mut self, at: Position) {
+        let is_behind = at.epoch != self.seen.epoch || at.sequence > self.seen.sequence;
+        if is_behind {
+            self.resync(at);
+        }
+    }
+
+    /// The ring had moved on: entries are missing, and with them bookings that
+    /// were placed or freed. Those that are left expire.
+    pub fn overrun(&mut self) {
+        self.counters.overruns += 1;
+        self.lose_index();
+        // What follows in the ring must not be taken for the next frame.
+        self.seen = Position::default();
+    }
+
+    fn lose_index(&mut self) {
+        self.live_at = None;
+        // A snapshot under way was asked for before: what is missing now may
+        // be missing from it, too.
+        if self.incoming.take().is_some() {
+            self.counters.snapshots_restarted += 1;
+        }
+    }
+
+    /// Whether a snapshot must be asked for. Then call
+    /// [`Replica::begin_snapshot`] and ask.
+    #[must_use]
+    pub fn wants_snapshot(&self) -> bool {
+        self.live_at.is_none() && self.incoming.is_none()
+    }
+
+    /// A snapshot is about to be asked for: from now on deltas are kept for it.
+    pub fn begin_snapshot(&mut self) {
+        self.incoming = Some(Incoming {
+            at: None,
+            index: Index::new(self.index_blocks_max),
+            blocks_expected: 0,
+            pending: Vec::new(),
+            pending_bytes: 0,
+        });
+    }
+
+    /// The snapshot's stream ended early.
+    pub fn abandon_snapshot(&mut self) {
+        self.incoming = None;
+    }
+
+    /// Takes in one frame of the snapshot's stream.
+    pub fn apply_snapshot_frame(&mut self, bytes: &[u8]) -> SnapshotProgress {
+        let progress = self.try_snapshot_frame(bytes);
+        if progress.is_none() {
+            self.counters.bad_frames += 1;
+            self.incoming = None;
+        }
+        progress.unwrap_or(SnapshotProgress::Failed)
+    }
+
+    fn try_snapshot_frame(&mut self, bytes: &[u8]) -> Option<SnapshotProgress> {
+        let frame = Frame::decode(bytes).ok()?;
+        let at = Position { epoch: frame.epoch, sequence: frame.sequence };
+        // Begun again meanwhile: the stream is of no use, but not wrong.
+        let Some(incoming) = &mut self.incoming else { return Some(SnapshotProgress::Failed) };
+        match frame.kind {
+            Kind::SnapshotStart => {
+                incoming.blocks_expected = SnapshotStart::decode(frame.body).ok()?.blocks;
+                incoming.at = Some(at);
+            }
+            Kind::SnapshotPart if incoming.at.is_some() => {
+                incoming.index.apply(&Delta::decode(frame.body).ok()?);
+            }
+            Kind::SnapshotEnd => {
+                let at = incoming.at?;
+                return Some(self.finish_snapshot(at));
+            }
+            Kind::Heartbeat => {}
+            _ => return None,
+        }
+        Some(SnapshotProgress::More)
+    }
+
+    fn finish_snapshot(&mut self, at: Position) -> SnapshotProgress {
+        let Some(incoming) = self.incoming.take() else { return SnapshotProgress::Failed };
+        self.index = incoming.index;
+        self.live_at = Some(at);
+        self.was_live = true;
+        self.counters.snapshots += 1;
+        for bytes in &incoming.pending {
+            let Ok(frame) = Frame::decode(bytes) else { continue };
+            let at = Position { epoch: frame.epoch, sequence: frame.sequence };
+            let is_of_log = self.live_at.is_some_and(|live| live.epoch == at.epoch);
+            if is_of_log {
+                self.advance_index(at, Some(bytes));
+            }
+        }
+        if self.live_at.is_some() { SnapshotProgress::Done } else { SnapshotProgress::Failed }
+    }
+
+    /// Does a bounded piece of background work; call it on every tick.
+    pub fn step(&mut self) {
+        self.index.sweep(SWEEP_TABLES_PER_STEP);
+    }
+
+    /// Whether the index shows the log's state.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live_at.is_some()
+    }
+
+    /// Whether the index has answers at all, if perhaps old ones.
+    #[must_use]
+    pub fn has_index(&self) -> bool {
+        self.was_live
+    }
+
+    /// The last log frame that came through the ring.
+    #[must_use]
+    pub fn seen(&self) -> Position {
+        self.seen
+    }
+
+    /// Where the index stands, while it is live.
+    #[must_use]
+    pub fn live_at(&self) -> Option<Position> {
+        self.live_at
+    }
+
+    /// Share of an incoming snapshot that has arrived, in blocks.
+    #[must_use]
+    pub fn snapshot_progress(&self) -> Option<(u64, u64)> {
+        let incoming = self.incoming.as_ref()?;
+        Some((incoming.index.blocks() as u64, incoming.blocks_expected))
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Whether a roster has ever come.
+    #[must_use]
+    pub fn has_roster(&self) -> bool {
+        self.roster_from != Position::default()
+    }
+
+    /// The worker that a slot stands for.
+    #[must_use]
+    pub fn worker(&self, slot: WorkerSlot) -> Option<&crate::roster::RosterWorker> {
+        let workers = &self.roster.workers;
+        // Rosters come in ascending order of slots; one that does not is found
+        // by looking at all.
+        match workers.binary_search_by_key(&slot, |entry| entry.slot) {
+            Ok(at) => workers.get(at),
+            Err(_) => workers.iter().find(|entry| entry.slot == slot),
+        }
+    }
+
+    /// The models.
+    #[must_use]
+    pub fn cards(&self) -> &Cards {
+        &self.cards
+    }
+
+    /// The bookings.
+    #[must_use]
+    pub fn loads(&self) -> &Loads {
+        &self.loads
+    }
+
+    /// The bookings, to expire them.
+    pub fn loads_mut(&mut self) -> &mut Loads {
+        &mut self.loads
+    }
+
+    /// The prefix index.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The prefix index; looking something up marks it as used.
+    pub fn index_mut(&mut self) -> &mut Index {
+        &mut self.index
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests;

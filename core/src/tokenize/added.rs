@@ -1,0 +1,122 @@
+//! Added tokens: strings that become one token wherever they occur.
+//!
+//! First stage of tokenizing, before normalizing and splitting. The match that
+//! starts first wins, and of those the longest, as in HF's added vocabulary.
+//!
+//! # Terms
+//!
+//! - *trie*: node `n` is three numbers at `3 * n`: its first edge, its number
+//!   of edges, and the token that ends here or [`NO_TOKEN`]. An edge is a byte
+//!   in the low 8 bits and the node it leads to above; the edges of a node are
+//!   sorted by byte. Node 0 is the root.
+
+use super::file::{NO_TOKEN, Trie};
+use crate::ids::TokenId;
+use crate::limits::ADDED_TOKEN_BYTES_MAX;
+
+/// A match of an added token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Match {
+    pub(crate) token: TokenId,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+}
+
+/// Which bytes can start an added token, so that all others cost one look.
+pub(crate) type FirstBytes = [bool; 256];
+
+/// How far a search went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Searched {
+    /// The first match, if one was found.
+    pub(crate) found: Option<Match>,
+    /// Everything before this was searched: where to go on if none was found.
+    pub(crate) until: usize,
+    /// Bytes looked at.
+    pub(crate) steps: usize,
+}
+
+/// The bytes that the root of `trie` has an edge for.
+pub(crate) fn first_bytes(trie: Trie<'_>) -> FirstBytes {
+    let mut first = [false; 256];
+    for &edge in node(trie, 0).map_or(&[][..], |node| node.edges) {
+        if let Some(flag) = first.get_mut((edge & 0xFF) as usize) {
+            *flag = true;
+        }
+    }
+    first
+}
+
+/// Searches `text` from `from` on for the first added token that starts before
+/// `stop`.
+///
+/// `stop` bounds the work of one call, not the length of a match. Looks at no
+/// more than `stop - from` starts of at most [`ADDED_TOKEN_BYTES_MAX`] bytes.
+pub(crate) fn search(
+    trie: Trie<'_>,
+    first: &FirstBytes,
+    text: &[u8],
+    from: usize,
+    stop: usize,
+) -> Searched {
+    let stop = stop.min(text.len());
+    let mut steps = stop.saturating_sub(from);
+    let mut start = from;
+    while let Some(tail) = text.get(start..stop) {
+        let next = tail.iter().position(|&byte| first.get(usize::from(byte)) == Some(&true));
+        let Some(skipped) = next else { break };
+        start += skipped;
+        let rest = text.get(start..).unwrap_or_default();
+        let (longest, looked) = longest_at(trie, rest);
+        steps += looked;
+        if let Some((token, len)) = longest {
+            let found = Some(Match { token, start, end: start + len });
+            return Searched { found, until: start, steps };
+        }
+        start += 1;
+    }
+    Searched { found: None, until: stop.max(from), steps }
+}
+
+/// The longest added token that `text` starts with, and the bytes looked at.
+fn longest_at(trie: Trie<'_>, text: &[u8]) -> (Option<(TokenId, usize)>, usize) {
+    let mut longest = None;
+    let mut at = 0;
+    let mut depth = 0;
+    for &byte in text.iter().take(ADDED_TOKEN_BYTES_MAX) {
+        let Some(edges) = node(trie, at).map(|node| node.edges) else { break };
+        let found = edges.binary_search_by_key(&u32::from(byte), |edge| edge & 0xFF);
+        let Some(&edge) = found.ok().and_then(|index| edges.get(index)) else { break };
+        at = (edge >> 8) as usize;
+        depth += 1;
+        if let Some(token) = node(trie, at).and_then(|node| node.token) {
+            longest = Some((token, depth));
+        }
+    }
+    (longest, depth)
+}
+
+struct Node<'a> {
+    edges: &'a [u32],
+    token: Option<TokenId>,
+}
+
+#[inline]
+fn node(trie: Trie<'_>, index: usize) -> Option<Node<'_>> {
+    let fields = trie.nodes.get(index.checked_mul(3)?..)?;
+    let [first, count, token] = *fields.first_chunk()?;
+    let first = first as usize;
+    let edges = trie.edges.get(first..first.checked_add(count as usize)?)?;
+    Some(Node { edges, token: (token != NO_TOKEN).then_some(token) })
+}
+
+/// Checks that every node and edge of a trie leads somewhere.
+pub(crate) fn check(trie: Trie<'_>) -> Option<()> {
+    let nodes = trie.nodes.len() / 3;
+    let whole = nodes * 3 == trie.nodes.len() && nodes > 0;
+    let edges_lead = trie.edges.iter().all(|&edge| ((edge >> 8) as usize) < nodes);
+    let sorted = (0..nodes).all(|index| {
+        node(trie, index).is_some_and(|node| node.edges.is_sorted_by(|a, b| a & 0xFF < b & 0xFF))
+    });
+    (whole && edges_lead && sorted).then_some(())
+}

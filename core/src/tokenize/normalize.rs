@@ -1,0 +1,63 @@
+//! Normalization Form C, piece by piece.
+//!
+//! The tables are those of `unicode-normalization-alignments` 0.1.12, because
+//! HF's tokenizers 0.23 uses them: newer Unicode versions differ on characters
+//! that were assigned since, and the ids have to be the engine's.
+//!
+//! Text is normalized in chunks that begin at characters which neither combine
+//! with what precedes them nor are reordered, so that the parts together are
+//! what normalizing the whole would be.
+
+use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick};
+
+use crate::limits::PRETOKEN_BYTES_MAX;
+
+/// Bytes after which a chunk ends at the next border.
+const CHUNK_BYTES: usize = 4096;
+
+/// The end of the chunk of `text` that starts at `start`.
+///
+/// `None` if there is no border within [`PRETOKEN_BYTES_MAX`] after the usual
+/// length of a chunk: thousands of combining marks in a row.
+pub(crate) fn chunk_end(text: &str, start: usize) -> Option<usize> {
+    let tail = text.get(start..)?;
+    if tail.len() <= CHUNK_BYTES {
+        return Some(text.len());
+    }
+    for (at, character) in tail.char_indices() {
+        if at >= CHUNK_BYTES && is_border(character) {
+            return Some(start + at);
+        }
+        if at > CHUNK_BYTES + PRETOKEN_BYTES_MAX {
+            return None;
+        }
+    }
+    Some(text.len())
+}
+
+/// Whether `chunk` is certainly in Normalization Form C.
+pub(crate) fn is_normal(chunk: &str) -> bool {
+    chunk.is_ascii() || matches!(is_nfc_quick(chunk.chars()), IsNormalized::Yes)
+}
+
+/// Appends the normal form of `chunk` to `out`.
+pub(crate) fn append_normal(chunk: &str, out: &mut String) {
+    out.extend(chunk.nfc().map(|(character, _)| character));
+}
+
+/// Whether a chunk may begin with `character`: it is no combining mark, has no
+/// part in a composition but as the first character, and does not change.
+/// Not every such character, only blocks in which that holds for all.
+fn is_border(character: char) -> bool {
+    matches!(character,
+        '\0'..='\u{7f}'
+        | '\u{410}'..='\u{44f}'
+        | '\u{5d0}'..='\u{5ea}'
+        | '\u{621}'..='\u{63a}'
+        | '\u{904}'..='\u{928}'
+        | '\u{e01}'..='\u{e30}'
+        | '\u{3041}'..='\u{3096}'
+        | '\u{30a1}'..='\u{30fa}'
+        | '\u{4e00}'..='\u{9fa5}'
+        | '\u{ac00}'..='\u{d7a3}')
+}

@@ -1,0 +1,148 @@
+//! Pre-tokenizer: cuts text into pieces that are merged on their own.
+//!
+//! The split patterns of `tokenizer.json` are compiled natively into one
+//! deterministic automaton over bytes, so that the module carries no regular
+//! expressions. A piece is the leftmost match, by the priority of alternatives
+//! (Perl and Oniguruma semantics); what lies between two matches is a piece too.
+//!
+//! # Terms
+//!
+//! - *state*: 0 is dead, 1 the start; states `2..2 + matches.len()` report a
+//!   match that ended *before* the byte that led to them.
+//! - *class*: bytes that no state tells apart; the last class is the end.
+//! - *match kind*: 0 is the match itself; 1 gives back its last character,
+//!   which is how the look-ahead in `\s+(?!\S)` is expressed without one.
+
+use super::EncodeError;
+use super::file::Tables;
+use crate::limits::PRETOKEN_BYTES_MAX;
+
+/// A match gives back its last character.
+pub(crate) const MATCH_DROPS_LAST: u8 = 1;
+
+/// The dead state.
+const DEAD: usize = 0;
+/// Where matching starts.
+const START: usize = 1;
+/// The first state that reports a match.
+const FIRST_MATCH: usize = 2;
+
+/// One piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Where the piece ends; always after its start.
+    pub(crate) end: usize,
+    /// Bytes looked at.
+    pub(crate) steps: u64,
+}
+
+/// The piece of `text` that starts at `start`, which must be before its end.
+///
+/// `steps_max`: bytes that may be looked at.
+///
+/// # Errors
+///
+/// [`EncodeError::PretokenTooLong`] if the piece is longer than
+/// [`PRETOKEN_BYTES_MAX`], or takes looking further ahead than twice that.
+/// [`EncodeError::TooMuchWork`] beyond `steps_max`, by at most one look ahead.
+pub(crate) fn next_piece(
+    tables: &Tables<'_>,
+    text: &[u8],
+    start: usize,
+    steps_max: u64,
+) -> Result<Piece, EncodeError> {
+    let mut at = start;
+    let mut steps = 0;
+    while at < text.len() {
+        let look = match_at(tables, text, at).ok_or(EncodeError::PretokenTooLong)?;
+        steps += look.steps;
+        let end = match look.end {
+            // The gap before a match is a piece of its own.
+            Some(_) if at > start => return Ok(Piece { end: at, steps }),
+            Some(end) => end,
+            None => at + char_len(text, at),
+        };
+        if end - start > PRETOKEN_BYTES_MAX {
+            return Err(EncodeError::PretokenTooLong);
+        }
+        if look.end.is_some() {
+            return Ok(Piece { end, steps });
+        }
+        if steps > steps_max {
+            return Err(EncodeError::TooMuchWork);
+        }
+        at = end;
+    }
+    Ok(Piece { end: at, steps })
+}
+
+/// What lies at one position.
+struct Look {
+    /// Where the match ends, if there is one.
+    end: Option<usize>,
+    /// Bytes looked at.
+    steps: u64,
+}
+
+/// Matches at `start`. `None` if that takes looking too far ahead.
+#[inline]
+fn match_at(tables: &Tables<'_>, text: &[u8], start: usize) -> Option<Look> {
+    let transitions = tables.dfa_transitions;
+    let matches_end = FIRST_MATCH + tables.dfa_matches.len();
+    let next = |state: usize, class: usize| -> usize {
+        transitions.get(state * tables.dfa_stride + class).map_or(DEAD, |&next| usize::from(next))
+    };
+    let tail = text.get(start..).unwrap_or_default();
+    let mut state = START;
+    let mut last = None;
+    let mut looked = 0;
+    for &byte in tail.iter().take(2 * PRETOKEN_BYTES_MAX) {
+        let class =
+            tables.dfa_classes.get(usize::from(byte)).map_or(0, |&class| usize::from(class));
+        state = next(state, class);
+        if state < matches_end {
+            if state == DEAD {
+                break;
+            }
+            if state >= FIRST_MATCH {
+                last = Some((looked, state));
+            }
+        }
+        looked += 1;
+    }
+    if state != DEAD {
+        if looked < tail.len() {
+            return None;
+        }
+        let state = next(state, tables.dfa_stride.saturating_sub(1));
+        if (FIRST_MATCH..matches_end).contains(&state) {
+            last = Some((looked, state));
+        }
+    }
+    let end = last.and_then(|(len, state)| match_end(tables, tail, len, state));
+    Some(Look { end: end.map(|len| start + len), steps: looked as u64 + 1 })
+}
+
+/// The length of the piece of a match; `None` if nothing is left of it.
+fn match_end(tables: &Tables<'_>, tail: &[u8], len: usize, state: usize) -> Option<usize> {
+    let kind = tables.dfa_matches.get(state - FIRST_MATCH).copied().unwrap_or(0);
+    let len = if kind == MATCH_DROPS_LAST {
+        let matched = tail.get(..len)?;
+        matched.iter().rposition(|&byte| !is_continuation(byte))?
+    } else {
+        len
+    };
+    (len > 0).then_some(len)
+}
+
+/// Bytes of the character at `at`, to the next start of a character.
+fn char_len(text: &[u8], at: usize) -> usize {
+    let tail = text.get(at + 1..).unwrap_or_default();
+    1 + tail.iter().take_while(|&&byte| is_continuation(byte)).count()
+}
+
+/// Whether a byte of UTF-8 continues a character.
+#[inline]
+pub(crate) fn is_continuation(byte: u8) -> bool {
+    byte & 0xC0 == 0x80
+}

@@ -1,0 +1,195 @@
+//! Config: the plugin's configuration, JSON.
+//!
+//! Unknown members are refused, and every mistake is named at once; a
+//! configuration that is refused leaves the old one in force.
+
+use core::fmt;
+
+use serde::Deserialize;
+
+/// How the choice is handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Headers are held until the body is in, then name the worker's endpoint.
+    /// Needs `allow_on_headers_stop_iteration: true` on the plugin.
+    Endpoint,
+    /// Headers go at once, the body names the worker in `nvext`. Works on any
+    /// plugin settings, with Dynamo workers.
+    Body,
+}
+
+/// As written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawConfig {
+    mode: Mode,
+    feed_cluster: String,
+    debug_headers: bool,
+    token_data: bool,
+    index_blocks_max: u64,
+    body_bytes_max: u64,
+    booking_expiry_ms: u64,
+    feed_stale_ms: u64,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Body,
+            feed_cluster: "warmpath_feed".to_owned(),
+            debug_headers: false,
+            token_data: false,
+            index_blocks_max: 4_000_000,
+            body_bytes_max: 16 * 1024 * 1024,
+            booking_expiry_ms: 300_000,
+            feed_stale_ms: 2_000,
+        }
+    }
+}
+
+/// As used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How the choice is handed over. Default `body`, which can never hang a
+    /// request.
+    pub mode: Mode,
+    /// Envoy cluster of the sidecar's feed. Default `warmpath_feed`.
+    pub feed_cluster: String,
+    /// Whether responses say what was decided (`x-warmpath-*`). Default no.
+    pub debug_headers: bool,
+    /// Whether the prompt's tokens are handed over as `nvext.token_data`, so
+    /// that the worker need not tokenize again. Only sent when they are exact.
+    /// Default no.
+    pub token_data: bool,
+    /// Most blocks of the prefix index, 1 000 to 40 million (a VM has 1 GiB of
+    /// memory, a block takes up to 13 bytes, twice while a snapshot comes in).
+    /// Default 4 million.
+    pub index_blocks_max: usize,
+    /// Longest body that is looked at, in bytes; a longer one is routed by
+    /// load. 1 KiB to 16 MiB, the default.
+    pub body_bytes_max: usize,
+    /// After how long a booking that nobody frees or refreshes ends, in
+    /// milliseconds. 1 s to 1 day; default 300 s, Dynamo's.
+    pub booking_expiry_ms: u64,
+    /// Age of the feed from which decisions count as made on stale state, in
+    /// milliseconds. 500 ms to 1 hour; default 2 s.
+    pub feed_stale_ms: u64,
+}
+
+/// Why a configuration is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Not JSON of the known members; the parser's words, which name member
+    /// and place.
+    Malformed(String),
+    /// Members out of their ranges, all of them.
+    OutOfRange(Vec<&'static str>),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(words) => write!(f, "plugin configuration: {words}"),
+            Self::OutOfRange(members) => {
+                write!(f, "plugin configuration: {}", members.join("; "))
+            }
+        }
+    }
+}
+
+impl Config {
+    /// Parses a plugin's configuration. An empty one is all defaults.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] with every mistake.
+    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        let raw: RawConfig = if json.trim_ascii().is_empty() {
+            RawConfig::default()
+        } else if !json.trim_ascii_start().starts_with(b"{") {
+            // A list would be taken for the members in their order.
+            return Err(ConfigError::Malformed("must be a JSON object".to_owned()));
+        } else {
+            serde_json::from_slice(json).map_err(|err| ConfigError::Malformed(err.to_string()))?
+        };
+        let mut wrong = Vec::new();
+        if raw.feed_cluster.is_empty() {
+            wrong.push("`feed_cluster` must not be empty");
+        }
+        if !(1_000..=40_000_000).contains(&raw.index_blocks_max) {
+            wrong.push("`index_blocks_max` must be 1000 to 40000000");
+        }
+        if !(1_024..=16 * 1024 * 1024).contains(&raw.body_bytes_max) {
+            wrong.push("`body_bytes_max` must be 1024 to 16777216");
+        }
+        if !(1_000..=86_400_000).contains(&raw.booking_expiry_ms) {
+            wrong.push("`booking_expiry_ms` must be 1000 to 86400000");
+        }
+        if !(500..=3_600_000).contains(&raw.feed_stale_ms) {
+            wrong.push("`feed_stale_ms` must be 500 to 3600000");
+        }
+        let (Ok(index_blocks_max), Ok(body_bytes_max), true) = (
+            usize::try_from(raw.index_blocks_max),
+            usize::try_from(raw.body_bytes_max),
+            wrong.is_empty(),
+        ) else {
+            return Err(ConfigError::OutOfRange(wrong));
+        };
+        Ok(Self {
+            mode: raw.mode,
+            feed_cluster: raw.feed_cluster,
+            debug_headers: raw.debug_headers,
+            token_data: raw.token_data,
+            index_blocks_max,
+            body_bytes_max,
+            booking_expiry_ms: raw.booking_expiry_ms,
+            feed_stale_ms: raw.feed_stale_ms,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_all_defaults() {
+        let config = Config::parse(b"").unwrap();
+        assert_eq!(config, Config::parse(b"{}").unwrap());
+        assert_eq!(config.mode, Mode::Body);
+        assert_eq!(config.booking_expiry_ms, 300_000);
+    }
+
+    #[test]
+    fn members_are_taken() {
+        let json = br#"{"mode":"endpoint","feed_cluster":"f","debug_headers":true}"#;
+        let config = Config::parse(json).unwrap();
+        assert_eq!((config.mode, config.debug_headers), (Mode::Endpoint, true));
+        assert_eq!(config.feed_cluster, "f");
+    }
+
+    #[test]
+    fn a_member_that_is_not_known_is_named() {
+        let Err(ConfigError::Malformed(words)) = Config::parse(br#"{"feed_clutser":"x"}"#) else {
+            panic!("must be refused");
+        };
+        assert!(words.contains("feed_clutser"), "{words}");
+    }
+
+    #[test]
+    fn all_mistakes_are_named_together() {
+        let json = br#"{"feed_cluster":"","index_blocks_max":1,"booking_expiry_ms":5}"#;
+        let Err(ConfigError::OutOfRange(wrong)) = Config::parse(json) else {
+            panic!("must be refused");
+        };
+        assert_eq!(wrong.len(), 3, "{wrong:?}");
+    }
+
+    #[test]
+    fn a_mode_that_is_not_known_is_refused() {
+        assert!(Config::parse(br#"{"mode":"buffered"}"#).is_err());
+        assert!(Config::parse(b"[]").is_err());
+        assert!(Config::parse(b"{").is_err());
+    }
+}

@@ -1,0 +1,432 @@
+//! Http: one request's way through the filter.
+//!
+//! ```text
+//! headers → strip → ours? → hold → body complete → decide → hand over → release
+//! response: first chunk → prefill done;  end, reset or anything else → free
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A client's routing headers are removed before anything else, on every
+//!    request.
+//! 2. No request waits for anything but its own body.
+//! 3. A booking is freed exactly once, whatever ends the stream.
+
+use core::cell::RefCell;
+use std::rc::Rc;
+
+use warmpath_core::handover::{Handover, hand_over};
+use warmpath_core::headers::{DESTINATION, DP_RANK, ROUTING_MODE, STRIPPED, WORKER};
+use warmpath_core::load::BookingId;
+use warmpath_core::reason::Reason;
+use warmpath_core::render::WallClock;
+use warmpath_core::request::{Answer, Endpoint, Envelope, ParsedRequest, RequestError};
+use warmpath_core::route::{Prepared, prepare};
+use warmpath_core::usage::ResponseReader;
+
+use crate::config::{Config, Mode};
+use crate::host::{self, Buffer, Headers};
+use crate::metrics::Counter;
+use crate::pairing;
+use crate::place::Placed;
+use crate::vm::{self, Vm};
+
+/// What a callback tells the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Let the data go on.
+    Continue,
+    /// Hold it back.
+    Pause,
+}
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has come yet.
+    New,
+    /// Not ours, or already released.
+    Through,
+    /// Held until its body is complete.
+    Collecting(Endpoint),
+}
+
+/// One request.
+#[derive(Debug)]
+pub struct Stream {
+    context: u32,
+    config: Rc<Config>,
+    phase: Phase,
+    /// Whether the client announced the length of its body.
+    has_length: bool,
+    booking: Option<BookingId>,
+    prefill_done: bool,
+    placed: Option<Placed>,
+    reason: Option<Reason>,
+    decision_us: u64,
+    exact_prediction: bool,
+    response: Option<ResponseReader>,
+}
+
+impl Stream {
+    /// A request that has just begun.
+    #[must_use]
+    pub fn new(context: u32, config: Rc<Config>) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            context,
+            config,
+            phase: Phase::New,
+            has_length: false,
+            booking: None,
+            prefill_done: false,
+            placed: None,
+            reason: None,
+            decision_us: 0,
+            exact_prediction: false,
+            response: None,
+        }))
+    }
+
+    /// The request's headers are here.
+    pub fn on_request_headers(this: &Rc<RefCell<Self>>, is_end: bool) -> Next {
+        let Ok(mut stream) = this.try_borrow_mut() else { return Next::Continue };
+        let headers = host::header_pairs(Headers::Request);
+        strip(&headers);
+        let value = |name: &str| {
+            headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        };
+        let is_post = value(":method") == Some("POST");
+        let endpoint = value(":path").filter(|_| is_post).and_then(Endpoint::from_path);
+        let Some(endpoint) = endpoint else {
+            stream.pass(Reason::NotOurPath);
+            return Next::Continue;
+        };
+        let length: Option<usize> = value("content-length").and_then(|text| text.parse().ok());
+        if is_end || length.is_some_and(|length| length > stream.config.body_bytes_max) {
+            // The headers are still at hand, so even mode `body` may name the
+            // worker in them: there will be no body to do it in.
+            let reason = if is_end { Reason::Unparsed } else { Reason::BodyTooLarge };
+            stream.decide_by_load(reason, length.unwrap_or(0), Mode::Endpoint);
+            return Next::Continue;
+        }
+        stream.phase = Phase::Collecting(endpoint);
+        stream.has_length = length.is_some();
+        match stream.config.mode {
+            Mode::Endpoint if pairing::may_hold(stream.context, this) => Next::Pause,
+            Mode::Endpoint => {
+                stream.decide_by_load(Reason::WrongPairing, length.unwrap_or(0), Mode::Endpoint);
+                Next::Continue
+            }
+            Mode::Body => {
+                // The spliced body is longer; without a length it goes chunked.
+                let _ = host::remove_header(Headers::Request, "content-length");
+                Next::Continue
+            }
+        }
+    }
+
+    /// The gateway does not bring the body of this request, which is held:
+    /// routes it without. Returns whether it was held at all.
+    pub(crate) fn give_up_body(&mut self) -> bool {
+        let is_held = matches!(self.phase, Phase::Collecting(_));
+        if is_held {
+            self.decide_by_load(Reason::WrongPairing, 0, Mode::Endpoint);
+        }
+        is_held
+    }
+
+    /// A part of the request's body is here; `len` bytes are buffered.
+    pub fn on_request_body(&mut self, len: usize, is_end: bool) -> Next {
+        let Phase::Collecting(endpoint) = self.phase else { return Next::Continue };
+        vm::with(|vm| vm.pairing.prove());
+        if len > self.config.body_bytes_max {
+            self.decide_by_load(Reason::BodyTooLarge, len, self.config.mode);
+            return Next::Continue;
+        }
+        if !is_end {
+            return Next::Pause;
+        }
+        self.decide(endpoint, len)
+    }
+
+    /// The request ends with trailers: its body is complete, too.
+    pub fn on_request_trailers(&mut self) -> Next {
+        let Phase::Collecting(endpoint) = self.phase else { return Next::Continue };
+        let len = host::buffer(Buffer::RequestBody, 0, usize::MAX).map_or(0, |body| body.len());
+        self.decide(endpoint, len)
+    }
+
+    fn decide(&mut self, endpoint: Endpoint, len: usize) -> Next {
+        let started = host::monotonic_ns();
+        self.phase = Phase::Through;
+        let body = host::buffer(Buffer::RequestBody, 0, len).unwrap_or_default();
+        let next = self.decide_on(endpoint, &body);
+        self.decision_us = host::monotonic_ns().saturating_sub(started) / 1_000;
+        vm::with(|vm| vm.metrics.decision_took(self.decision_us));
+        next
+    }
+
+    fn decide_on(&mut self, endpoint: Endpoint, body: &[u8]) -> Next {
+        let envelope = Envelope::scan(body);
+        let request = envelope.as_ref().map_err(|err| *err).and_then(|e| e.read(endpoint));
+        let prepared = match &request {
+            Ok(request) => vm::with(|vm| vm.prepare(request, body.len())),
+            Err(err) if err.answer() == Answer::BadRequest => return self.refuse(*err),
+            Err(RequestError::TooLarge) => {
+                Some(Prepared::by_load(Reason::BodyTooLarge, None, body.len()))
+            }
+            Err(_) => Some(Prepared::by_load(Reason::Unparsed, None, body.len())),
+        };
+        let Some(prepared) = prepared else {
+            vm::with(|vm| vm.metrics.add(Counter::Reentered, 1));
+            return self.leave(Reason::Internal);
+        };
+        match self.place(&prepared) {
+            Some(next) => next,
+            None => {
+                self.count_prediction(&prepared);
+                self.hand_over(envelope.ok().as_ref(), &prepared, body.len());
+                Next::Continue
+            }
+        }
+    }
+
+    /// Chooses and books. Returns what to tell the host if there is no worker.
+    fn place(&mut self, prepared: &Prepared) -> Option<Next> {
+        let placed = vm::with(|vm| {
+            let knows_workers = vm.knows_workers();
+            vm.place(prepared).ok_or(knows_workers)
+        });
+        match placed {
+            Some(Ok(placed)) => {
+                self.booking = Some(placed.booking);
+                self.set_reason(placed.choice.reason);
+                self.placed = Some(placed);
+                None
+            }
+            Some(Err(true)) => Some(self.no_workers()),
+            // No roster has come yet: the gateway's own balancing knows more.
+            Some(Err(false)) => Some(self.leave(Reason::Warming)),
+            None => Some(self.leave(Reason::Internal)),
+        }
+    }
+
+    fn count_prediction(&mut self, prepared: &Prepared) {
+        let Some(placed) = &self.placed else { return };
+        if prepared.hashes.is_empty() && prepared.tokens.is_empty() {
+            return;
+        }
+        self.exact_prediction = prepared.is_exact();
+        let predicted = placed.choice.predicted_cached_tokens;
+        vm::with(|vm| {
+            vm.metrics.add(Counter::PromptTokens, prepared.prompt_tokens.into());
+            vm.metrics.add(Counter::PredictedCachedTokens, predicted.into());
+        });
+    }
+
+    /// Tells the gateway, or the worker's frontend, who was chosen.
+    fn hand_over(&mut self, envelope: Option<&Envelope<'_>>, prepared: &Prepared, len: usize) {
+        let Some(placed) = &self.placed else { return };
+        let worker = placed.choice.worker;
+        if self.config.mode == Mode::Endpoint {
+            self.name_worker_in_headers();
+        }
+        let tokens = (self.config.token_data && prepared.is_exact() && !prepared.tokens.is_empty())
+            .then_some(prepared.tokens.as_slice());
+        if self.config.mode == Mode::Endpoint && tokens.is_none() {
+            return;
+        }
+        let Some(envelope) = envelope else { return };
+        let handover = Handover {
+            token_data: tokens,
+            backend_instance_id: Some(worker.id.0),
+            decode_worker_id: Some(worker.id.0),
+            dp_rank: Some(worker.rank.0),
+            ..Handover::default()
+        };
+        let Ok(body) = hand_over(&envelope.splice, &handover) else { return };
+        if host::replace_buffer(Buffer::RequestBody, len, &body).is_err() {
+            vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            return;
+        }
+        // A length that does not fit the new body would leave the worker
+        // waiting for the rest. In mode `body` it is removed already.
+        if self.config.mode == Mode::Endpoint && self.has_length {
+            let length = body.len().to_string();
+            if host::set_header(Headers::Request, "content-length", &length).is_err() {
+                vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            }
+        }
+    }
+
+    fn name_worker_in_headers(&self) {
+        let Some(placed) = &self.placed else { return };
+        let choice = &placed.choice;
+        let headers = [
+            (DESTINATION, choice.endpoint.as_str()),
+            (WORKER, &choice.worker.id.0.to_string()),
+            (DP_RANK, &choice.worker.rank.0.to_string()),
+            (ROUTING_MODE, "aggregated"),
+        ];
+        for (name, value) in headers {
+            if host::set_header(Headers::Request, name, value).is_err() {
+                vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            }
+        }
+    }
+
+    /// Routes by load, without looking at the body. `mode`: whether headers can
+    /// still name the worker.
+    fn decide_by_load(&mut self, reason: Reason, len: usize, mode: Mode) {
+        self.phase = Phase::Through;
+        let prepared = Prepared::by_load(reason, None, len);
+        if self.place(&prepared).is_none() && mode == Mode::Endpoint {
+            self.name_worker_in_headers();
+        }
+    }
+
+    fn set_reason(&mut self, reason: Reason) {
+        if self.reason.is_none() {
+            self.reason = Some(reason);
+            vm::with(|vm| vm.metrics.decided(reason));
+            let _ = host::set_property("warmpath_reason", reason.word().as_bytes());
+        }
+    }
+
+    fn pass(&mut self, reason: Reason) {
+        self.phase = Phase::Through;
+        self.set_reason(reason);
+    }
+
+    fn leave(&mut self, reason: Reason) -> Next {
+        self.pass(reason);
+        Next::Continue
+    }
+
+    fn refuse(&mut self, err: RequestError) -> Next {
+        self.pass(Reason::BadRequest);
+        respond(400, err.reason(), "invalid_request_error", &err.to_string(), &[])
+    }
+
+    fn no_workers(&mut self) -> Next {
+        self.pass(Reason::NoWorkers);
+        let message = "no worker is available for this request";
+        respond(503, "no_workers", "server_error", message, &[("retry-after", "1")])
+    }
+
+    /// The response's headers are here.
+    pub fn on_response_headers(&mut self) {
+        if self.booking.is_some() {
+            self.response = Some(ResponseReader::default());
+        }
+        if !self.config.debug_headers {
+            return;
+        }
+        let Some(reason) = self.reason else { return };
+        let mut headers = vec![("x-warmpath-reason", reason.word().to_owned())];
+        if let Some(Placed { choice, .. }) = &self.placed {
+            headers.push(("x-warmpath-worker", choice.worker.id.0.to_string()));
+            headers.push(("x-warmpath-endpoint", choice.endpoint.clone()));
+            let cached = choice.predicted_cached_tokens.to_string();
+            headers.push(("x-warmpath-predicted-cached-tokens", cached));
+            headers.push(("x-warmpath-decision-us", self.decision_us.to_string()));
+        }
+        for (name, value) in headers {
+            let _ = host::set_header(Headers::Response, name, &value);
+        }
+    }
+
+    /// A chunk of the response is here.
+    pub fn on_response_body(&mut self, len: usize, is_end: bool) {
+        let Some(id) = self.booking else { return };
+        if len > 0 {
+            if !core::mem::replace(&mut self.prefill_done, true) {
+                vm::with(|vm| vm.prefill_done(id));
+            }
+            if let (Some(response), Some(chunk)) =
+                (&mut self.response, host::buffer(Buffer::ResponseBody, 0, len))
+            {
+                response.feed(&chunk);
+            }
+        }
+        if is_end {
+            self.observe();
+        }
+    }
+
+    /// Compares what the engine reports with what was predicted.
+    fn observe(&mut self) {
+        let Some(usage) = self.response.take().and_then(ResponseReader::finish) else { return };
+        let Some(cached) = usage.cached_tokens else { return };
+        let Some(placed) = &self.placed else { return };
+        if !self.exact_prediction {
+            return;
+        }
+        let predicted = u64::from(placed.choice.predicted_cached_tokens);
+        let result =
+            if cached == predicted { Counter::PredictionsExact } else { Counter::PredictionsOff };
+        vm::with(|vm| {
+            vm.metrics.add(Counter::ObservedCachedTokens, cached);
+            vm.metrics.add(result, 1);
+        });
+    }
+
+    /// The stream has ended, however. Called at its log and at its drop.
+    pub fn end(&mut self) {
+        if let Some(id) = self.booking.take() {
+            vm::with(|vm| vm.free(id));
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn strip(headers: &[(String, String)]) {
+    const FAMILIES: [&str; 2] = ["x-llm-d-", "x-warmpath-"];
+    let mut stripped = 0;
+    for (name, _) in headers {
+        let is_ours = STRIPPED.contains(&name.as_str())
+            || FAMILIES.iter().any(|family| name.starts_with(family));
+        if is_ours && host::remove_header(Headers::Request, name).is_ok() {
+            stripped += 1;
+        }
+    }
+    if stripped > 0 {
+        vm::with(|vm| vm.metrics.add(Counter::HeadersStripped, stripped));
+    }
+}
+
+/// Answers with an error in the form that OpenAI's clients read.
+fn respond(
+    status: u32,
+    details: &str,
+    kind: &str,
+    message: &str,
+    headers: &[(&str, &str)],
+) -> Next {
+    let body = serde_json::json!({
+        "error": { "message": message, "type": kind, "param": null, "code": details }
+    });
+    let mut all = vec![("content-type", "application/json")];
+    all.extend_from_slice(headers);
+    if host::respond(status, details, &all, body.to_string().as_bytes()).is_err() {
+        vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+        return Next::Continue;
+    }
+    Next::Pause
+}
+
+impl Vm {
+    fn prepare(&mut self, request: &ParsedRequest<'_>, body_bytes: usize) -> Prepared {
+        let seconds = host::wall_clock_ns() / 1_000_000_000;
+        let now = WallClock {
+            unix_seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+            utc_offset_seconds: 0,
+        };
+        prepare(&mut self.models, request, body_bytes, now)
+    }
+}

@@ -1,0 +1,71 @@
+//! Bounds and periods of the filter, each with its reason.
+
+/// Asked for between two ticks, in milliseconds. Envoy's timers have a grain of
+/// about 4 ms.
+pub(crate) const TICK_MS: u32 = 5;
+
+/// Time that a tick may spend on the ring log, in nanoseconds. A worker thread
+/// serves requests in between, so it must stay well below their latency.
+pub(crate) const TICK_RING_NS: u64 = 800_000;
+
+/// Most entries that a request applies before it is decided. What is left is
+/// applied on ticks; the decision is then made on a slightly older state.
+pub(crate) const REQUEST_ENTRIES_MAX: u32 = 256;
+
+/// How often a booking is decided again when another VM was faster.
+pub(crate) const BOOKING_ATTEMPTS_MAX: u32 = 4;
+
+/// How long a lease on the feed holds without renewal, in milliseconds. Also
+/// the longest that the feed stands still when its VM dies.
+pub(crate) const LEASE_TERM_MS: u64 = 1_000;
+
+/// Time between two renewals of the lease, in milliseconds.
+pub(crate) const LEASE_RENEW_MS: u64 = 200;
+
+/// Time between two attempts to open a stream, in milliseconds.
+pub(crate) const STREAM_RETRY_MS: u64 = 250;
+
+/// A follower's stream that brings nothing for so long is dead, in
+/// milliseconds: the sidecar sends a heartbeat five times a second.
+pub(crate) const STREAM_SILENCE_MS: u64 = 3_000;
+
+/// Parts of a snapshot that may be on their way at a time.
+pub(crate) const SNAPSHOT_CREDIT: u32 = 4;
+
+/// Parts of a blob that may be on their way at a time.
+pub(crate) const BLOB_CREDIT: u32 = 8;
+
+/// Parts of a blob that a tick takes from the shelf: 256 KiB, about 0.1 ms.
+pub(crate) const SHELF_PARTS_PER_TICK: u32 = 4;
+
+/// Time between two looks for a blob that is not on the shelf yet, in
+/// milliseconds.
+pub(crate) const SHELF_RETRY_MS: u64 = 50;
+
+/// Time between two looks for bookings that ran out, in milliseconds.
+pub(crate) const EXPIRE_EVERY_MS: u64 = 1_000;
+
+/// Time between two settings of the gauges, in milliseconds.
+pub(crate) const GAUGES_EVERY_MS: u64 = 250;
+
+/// Bookings of its own that a VM refreshes in one tick.
+pub(crate) const REFRESHES_PER_TICK: usize = 64;
+
+/// Entries that wait for the ring log when it is contended.
+pub(crate) const DELAYED_ENTRIES_MAX: usize = 65_536;
+
+/// How long a request's headers are held without any sign that its body comes
+/// to the filter, in milliseconds, in a VM that has never seen one come.
+pub(crate) const PAIRING_PROBE_MS: u64 = 1_000;
+
+/// So many such requests in a row, and headers are not held any more…
+pub(crate) const PAIRING_FAILURES_MAX: u32 = 3;
+
+/// …but for one request in so many, to see whether that has changed.
+pub(crate) const PAIRING_PROBE_EVERY: u32 = 256;
+
+/// Requests whose headers are watched for that at a time.
+pub(crate) const WATCHED_MAX: usize = 1_024;
+
+/// Attempts at a number of its own that a VM makes.
+pub(crate) const NUMBER_ATTEMPTS_MAX: u32 = 64;

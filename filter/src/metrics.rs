@@ -1,0 +1,196 @@
+//! Metrics: every name, unit and label of the filter, once.
+//!
+//! Envoy's stats have no labels of their own: a label is a part of the name
+//! (`….reason.<word>`) that the bootstrap's `stats_tags` cut out. Values of all
+//! VMs of a process fall into one metric: counters add up, gauges show the VM
+//! that wrote last.
+
+use warmpath_core::reason::Reason;
+
+use crate::host::{self, MetricKind};
+
+/// Counters that are not counted by reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Prompt tokens of routed requests, as far as they were tokenized.
+    PromptTokens,
+    /// Of those, tokens that the chosen worker should have cached.
+    PredictedCachedTokens,
+    /// Cached tokens that engines reported for requests with a prediction.
+    ObservedCachedTokens,
+    /// Requests whose engine reported exactly what was predicted.
+    PredictionsExact,
+    /// Requests whose engine reported something else.
+    PredictionsOff,
+    /// Entries of the ring log applied.
+    RingEntries,
+    /// Bookings that had to be decided again, since another VM was faster.
+    BookingConflicts,
+    /// Bookings written without the guarantee that nobody was faster.
+    BookingUnordered,
+    /// Bookings that ran out.
+    BookingsExpired,
+    /// Entries that could not be written to the ring log at once.
+    RingAppendsDelayed,
+    /// Frames that could not be read.
+    BadFrames,
+    /// Times that a frame was missing.
+    FeedGaps,
+    /// Times that the ring log had moved on before it was read.
+    RingOverruns,
+    /// Snapshots taken.
+    Snapshots,
+    /// Streams to the sidecar that ended.
+    FeedStreamsEnded,
+    /// Tokenizer files that could not be loaded.
+    TokenizersRefused,
+    /// Requests released because their body never came to the filter: the
+    /// plugin lacks `allow_on_headers_stop_iteration`.
+    PairingWrong,
+    /// Client headers that steer routing, removed.
+    HeadersStripped,
+    /// Host calls that were refused.
+    HostRefused,
+    /// Calls into state that was in use already.
+    Reentered,
+}
+
+const COUNTERS: [(Counter, &str); 20] = [
+    (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
+    (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
+    (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
+    (Counter::PredictionsExact, "warmpath_predictions_total.result.exact"),
+    (Counter::PredictionsOff, "warmpath_predictions_total.result.off"),
+    (Counter::RingEntries, "warmpath_ring_entries_total"),
+    (Counter::BookingConflicts, "warmpath_booking_conflicts_total"),
+    (Counter::BookingUnordered, "warmpath_booking_unordered_total"),
+    (Counter::BookingsExpired, "warmpath_bookings_expired_total"),
+    (Counter::RingAppendsDelayed, "warmpath_ring_appends_delayed_total"),
+    (Counter::BadFrames, "warmpath_bad_frames_total"),
+    (Counter::FeedGaps, "warmpath_feed_gaps_total"),
+    (Counter::RingOverruns, "warmpath_ring_overruns_total"),
+    (Counter::Snapshots, "warmpath_snapshots_total"),
+    (Counter::FeedStreamsEnded, "warmpath_feed_streams_ended_total"),
+    (Counter::TokenizersRefused, "warmpath_tokenizers_refused_total"),
+    (Counter::PairingWrong, "warmpath_pairing_wrong_total"),
+    (Counter::HeadersStripped, "warmpath_headers_stripped_total"),
+    (Counter::HostRefused, "warmpath_host_refused_total"),
+    (Counter::Reentered, "warmpath_reentered_total"),
+];
+
+/// Gauges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gauge {
+    /// Blocks in a VM's index.
+    IndexBlocks,
+    /// Bytes that a VM's index holds.
+    IndexBytes,
+    /// Blocks dropped from a VM's index to keep its limit.
+    IndexEvicted,
+    /// Bytes that a VM's tokenizers hold.
+    TokenizerBytes,
+    /// Milliseconds since the sidecar was heard of.
+    FeedAgeMs,
+    /// Bookings that are not freed.
+    Bookings,
+    /// Workers in the roster.
+    Workers,
+    /// Sequence of the log frame that a VM's index stands at.
+    FeedSequence,
+    /// 1 if a VM's index is live.
+    IndexLive,
+}
+
+const GAUGES: [(Gauge, &str); 9] = [
+    (Gauge::IndexBlocks, "warmpath_index_blocks"),
+    (Gauge::IndexBytes, "warmpath_index_bytes"),
+    (Gauge::IndexEvicted, "warmpath_index_evicted_blocks"),
+    (Gauge::TokenizerBytes, "warmpath_tokenizer_bytes"),
+    (Gauge::FeedAgeMs, "warmpath_feed_age_ms"),
+    (Gauge::Bookings, "warmpath_bookings"),
+    (Gauge::Workers, "warmpath_workers"),
+    (Gauge::FeedSequence, "warmpath_feed_sequence"),
+    (Gauge::IndexLive, "warmpath_index_live"),
+];
+
+/// The numbers that the host gave to the metrics. One that it refused is left
+/// out; nothing fails for want of a metric.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    counters: Vec<(Counter, u32)>,
+    gauges: Vec<(Gauge, u32)>,
+    decisions: Vec<(Reason, u32)>,
+    decision_duration_us: Option<u32>,
+}
+
+impl Metrics {
+    /// Defines every metric, so that each is visible from the start.
+    #[must_use]
+    pub fn define() -> Self {
+        let define = |kind, name: &str| host::define_metric(kind, name).ok();
+        Self {
+            counters: COUNTERS
+                .iter()
+                .filter_map(|(counter, name)| Some((*counter, define(MetricKind::Counter, name)?)))
+                .collect(),
+            gauges: GAUGES
+                .iter()
+                .filter_map(|(gauge, name)| Some((*gauge, define(MetricKind::Gauge, name)?)))
+                .collect(),
+            decisions: Reason::ALL
+                .iter()
+                .filter_map(|reason| {
+                    let name = format!("warmpath_decisions_total.reason.{}", reason.word());
+                    Some((*reason, define(MetricKind::Counter, &name)?))
+                })
+                .collect(),
+            decision_duration_us: define(MetricKind::Histogram, "warmpath_decision_duration_us"),
+        }
+    }
+
+    /// Adds to a counter.
+    pub fn add(&self, counter: Counter, count: u64) {
+        if count == 0 {
+            return;
+        }
+        if let Some((_, id)) = self.counters.iter().find(|(known, _)| *known == counter) {
+            host::increment_metric(*id, i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Sets a gauge.
+    pub fn set(&self, gauge: Gauge, value: u64) {
+        if let Some((_, id)) = self.gauges.iter().find(|(known, _)| *known == gauge) {
+            host::record_metric(*id, value);
+        }
+    }
+
+    /// Counts a request under its one reason.
+    pub fn decided(&self, reason: Reason) {
+        if let Some((_, id)) = self.decisions.iter().find(|(known, _)| *known == reason) {
+            host::increment_metric(*id, 1);
+        }
+    }
+
+    /// Records how long a decision took, in microseconds.
+    pub fn decision_took(&self, microseconds: u64) {
+        if let Some(id) = self.decision_duration_us {
+            host::record_metric(id, microseconds);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct() {
+        let mut names: Vec<&str> =
+            COUNTERS.iter().map(|(_, n)| *n).chain(GAUGES.iter().map(|(_, n)| *n)).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

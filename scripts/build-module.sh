@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+#
+# Builds the module into target/: `scripts/build-module.sh [hf]`.
+#
+#   (nothing)  target/warmpath.wasm     compiled tokenizers only
+#   hf         target/warmpath-hf.wasm  and Hugging Face's own engine, for the
+#                                       kinds that the compiler refuses
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
+
+variant=${1:-plain}
+case $variant in
+  plain) name=warmpath profile=wasm features=() ;;
+  hf) name=warmpath-hf profile=wasm-hf features=(--features hf-tokenizers) ;;
+  *)
+    echo "usage: ${0##*/} [hf]" >&2
+    exit 2
+    ;;
+esac
+
+"$ROOT/scripts/wasm-cargo.sh" build --package warmpath-filter --lib \
+  --profile "$profile" "${features[@]}"
+
+built=$ROOT/target/wasm/wasm-target/$profile/warmpath.wasm
+module=$ROOT/target/$name.wasm
+if ! cmp -s "$built" "$module"; then
+  # Beside and renamed: an Envoy that is reading the old module keeps it whole.
+  cp "$built" "$module.new"
+  mv "$module.new" "$module"
+fi
+echo "$(wc -c <"$module") bytes in target/$name.wasm"

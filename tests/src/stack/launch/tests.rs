@@ -1,0 +1,92 @@
+//! Tests of the bootstraps and of how they are filled.
+
+use std::process::Command;
+
+use super::*;
+use crate::stack::smoke::ROUTING_HEADERS;
+
+const FILES: [&str; 3] = ["envoy.yaml", "envoy-body.yaml", "envoy-round-robin.yaml"];
+
+const NAMES: [&str; 9] = [
+    "GATEWAY_ADDRESS",
+    "GATEWAY_PORT",
+    "ADMIN_PORT",
+    "FEED_PORT",
+    "WORKER_1_PORT",
+    "WORKER_2_PORT",
+    "WORKER_3_PORT",
+    "WASM_FILE",
+    "DEBUG_HEADERS",
+];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../envoy-config")
+}
+
+fn values() -> Vec<(&'static str, String)> {
+    NAMES.iter().map(|name| (*name, format!("/{name}/"))).collect()
+}
+
+fn template(name: &str) -> String {
+    std::fs::read_to_string(folder().join(name)).unwrap()
+}
+
+/// Goal: a local run and a container get the same bootstrap.
+#[test]
+fn the_script_fills_as_the_run_does() {
+    for file in FILES {
+        let output = Command::new("sh")
+            .arg("fill.sh")
+            .arg(file)
+            .current_dir(folder())
+            .envs(values())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(script, fill(&template(file), &values()).unwrap(), "{file}");
+    }
+}
+
+#[test]
+fn a_missing_value_is_named() {
+    let values: Vec<_> = values().into_iter().filter(|(name, _)| *name != "FEED_PORT").collect();
+    let error = fill(&template("envoy.yaml"), &values);
+    assert!(matches!(error, Err(StackError::Unfilled(name)) if name == "FEED_PORT"));
+}
+
+/// The names that a file removes from requests; a prefix ends in `*`.
+fn removed(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.trim().strip_prefix("- remove: ") {
+            names.push(name.to_owned());
+        } else if let Some((_, rest)) = line.split_once("key_matcher: {prefix: ") {
+            names.push(format!("{}*", rest.split(',').next().unwrap()));
+        }
+    }
+    names
+}
+
+/// Goal: every bootstrap and the Istio manifest remove what the smoke run tries,
+/// so that a client gains nothing while the module is down.
+#[test]
+fn every_bootstrap_removes_routing_headers() {
+    for file in ["envoy.yaml", "envoy-body.yaml", "istio/strip-routing-headers.yaml"] {
+        let names = removed(&template(file));
+        let covers = |wanted: &str| {
+            names.iter().any(|name| match name.strip_suffix('*') {
+                Some(prefix) => wanted.starts_with(prefix),
+                None => wanted == name,
+            })
+        };
+        for name in ROUTING_HEADERS.map(str::to_lowercase) {
+            // Our own answer's names steer nothing upstream; without prefixes
+            // they are left to the module.
+            let ours = name.starts_with("x-warmpath-") || name.starts_with("x-llm-d-");
+            if !(ours && file.starts_with("istio/")) {
+                assert!(covers(&name), "{file} lets {name} pass");
+            }
+        }
+    }
+}
