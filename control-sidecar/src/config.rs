@@ -55,6 +55,9 @@ pub struct ModelConfig {
     pub eagle: bool,
     /// How completion prompts become tokens.
     pub engine: CompletionEngine,
+    /// Whether the filters carry HF's own tokenizer engine, for tokenizers that
+    /// are not compiled.
+    pub hf_tokenizers: bool,
 }
 
 /// Where the workers are listed.
@@ -238,6 +241,7 @@ fn model(
     }
     let block_size = given.or(default_size).and_then(|size| u32::try_from(size).ok()).unwrap_or(1);
     let eagle = section.flag("eagle").unwrap_or(false);
+    let hf_tokenizers = section.flag("hf_tokenizers").unwrap_or(false);
     let engine = section
         .word(
             "engine",
@@ -256,6 +260,7 @@ fn model(
         block_size,
         eagle,
         engine,
+        hf_tokenizers,
     })
 }
 

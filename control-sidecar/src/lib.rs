@@ -6,9 +6,26 @@
 //!
 //! Modules are declared in the order in which data flows through them.
 
-pub mod adapter;
-pub mod config;
 pub mod limits;
-pub mod metrics;
+
+pub mod config;
+
+pub mod discovery;
+
+pub mod model;
+
 pub mod source;
+
+pub mod adapter;
+
 pub mod state;
+
+pub mod keeper;
+
+pub mod publish;
+
+pub mod status;
+
+pub mod metrics;
+
+pub mod run;

@@ -48,6 +48,7 @@ fn a_good_file_is_taken_over() {
             block_size: 16,
             eagle: false,
             engine: CompletionEngine::Vllm,
+            hf_tokenizers: false,
         }]
     );
 }

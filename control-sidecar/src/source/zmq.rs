@@ -44,8 +44,8 @@ pub struct StreamSpec {
 /// What a stream tells the state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
-    /// Events to apply, in order.
-    Events(WorkerSlot, Vec<KvEvent>),
+    /// The events of one message to apply, in order, and the message's number.
+    Events(WorkerSlot, u64, Vec<KvEvent>),
     /// What is known of the rank is to be forgotten.
     Clear(WorkerSlot, Loss),
     /// A first replay, or what takes its place, is over.
@@ -208,7 +208,7 @@ impl Stream {
     async fn act(&mut self) -> Result<(), Stopped> {
         for action in self.sequencer.actions() {
             match action {
-                Action::Apply(_, payload) => self.apply(&payload).await?,
+                Action::Apply(sequence, payload) => self.apply(sequence, &payload).await?,
                 Action::Clear(loss) => self.clear(loss).await?,
                 Action::StopReplay => self.replay = None,
                 Action::Replay(start) => {
@@ -246,7 +246,7 @@ impl Stream {
         self.send(Update::Clear(self.spec.slot, loss)).await
     }
 
-    async fn apply(&mut self, payload: &[u8]) -> Result<(), Stopped> {
+    async fn apply(&mut self, sequence: u64, payload: &[u8]) -> Result<(), Stopped> {
         let batch = match decode(self.spec.engine, payload) {
             Ok(batch) => batch,
             Err(error) => {
@@ -266,16 +266,13 @@ impl Stream {
         }
         if self.spec.strict_rank && batch.rank.is_some_and(|rank| rank != self.spec.worker.rank.0) {
             self.metrics.batch_of_other_rank();
-            return Ok(());
+            return self.send(Update::Events(self.spec.slot, sequence, Vec::new())).await;
         }
         let is_whole = !batch.skipped.contains(&Skip::Malformed);
         if is_whole && batch.events.contains(&KvEvent::Cleared) {
             self.sequencer.engine_cleared();
         }
-        if batch.events.is_empty() {
-            return Ok(());
-        }
-        self.send(Update::Events(self.spec.slot, batch.events)).await
+        self.send(Update::Events(self.spec.slot, sequence, batch.events)).await
     }
 
     async fn send(&self, update: Update) -> Result<(), Stopped> {
