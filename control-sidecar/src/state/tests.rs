@@ -1,6 +1,8 @@
 //! The state against a model too simple to be wrong: the deltas, applied by the
 //! core's own decoder, must give what the engine's cache holds.
 
+#![expect(clippy::cast_possible_truncation, reason = "the tests' own small numbers")]
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proptest::prelude::*;
