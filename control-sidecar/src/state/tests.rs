@@ -382,7 +382,7 @@ fn truth(cache: &Cache, page_size: u32) -> BTreeSet<u64> {
     let mut truth = BTreeSet::new();
     for page in cache.copies.keys() {
         let chain = chain(*page);
-        if chain.len() % pages_of_block != 0 {
+        if !chain.len().is_multiple_of(pages_of_block) {
             continue;
         }
         let block = &chain[chain.len() - pages_of_block..];
