@@ -31,7 +31,8 @@ use crate::publish::service::Shared;
 use crate::source::sequence::Loss;
 use crate::source::zmq::{SharedView, StreamSpec, Update, View, follow, new_view};
 use crate::state::State;
-use crate::state::rank::{Counts, Held};
+use crate::state::counts::Counts;
+use crate::state::rank::Held;
 
 /// The index as it was after one log frame.
 #[derive(Clone, Debug)]
