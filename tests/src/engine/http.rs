@@ -421,3 +421,6 @@ async fn control_restart(
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
+
+#[cfg(test)]
+mod tests;
