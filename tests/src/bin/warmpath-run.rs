@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::stack::options::{Command, Options, OptionsError, USAGE};
 use warmpath_tests::stack::report::Report;
-use warmpath_tests::stack::{demo, smoke};
+use warmpath_tests::stack::{child, demo, smoke};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -34,11 +34,13 @@ async fn main() -> ExitCode {
         }
     };
     let stop = std::pin::pin!(asked_to_stop());
-    match options.command {
+    let status = match options.command {
         Command::Demo => demo::run(options, stop).await,
         Command::Smoke => bounded(smoke::run(options), stop).await,
         Command::Baseline => bounded(smoke::baseline(options), stop).await,
-    }
+    };
+    child::reap().await;
+    status
 }
 
 /// Runs to the end unless asked to stop: dropping the work kills its children.

@@ -177,3 +177,19 @@ async fn token_data_is_compared() {
     assert_eq!(state["token_data_different"], 1);
     assert_eq!(state["token_data_equal"], 0);
 }
+
+/// Goal: a long prompt, tokenized elsewhere, is counted like a short one.
+#[tokio::test]
+async fn long_prompts_are_tokenized_off_the_thread() {
+    let address = serve(|config| config.blocks = 20_000).await;
+    let tokens = async |text: String| {
+        let body = json!({"model": "qwen3", "prompt": text, "max_tokens": 1});
+        let response = send(&address, "/v1/completions", body).await.json().unwrap();
+        response["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let words = |count: usize| "return ".repeat(count);
+    assert!(words(12_000).len() > INLINE_BODY_BYTES_MAX);
+    let per_thousand = tokens(words(2_000)).await - tokens(words(1_000)).await;
+    let long = tokens(words(12_000)).await - tokens(words(2_000)).await;
+    assert_eq!(long, 10 * per_thousand);
+}
