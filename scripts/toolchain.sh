@@ -135,7 +135,7 @@ root_prefix() {
   if [[ $(id -u) == 0 ]]; then
     echo ''
   elif sudo -n true 2>/dev/null; then
-    echo 'sudo -n'
+    echo 'sudo -n '
   else
     return 1
   fi

@@ -156,8 +156,10 @@ fn write_nvext(kept: RawJson<'_>, handover: &Handover<'_>, out: &mut Vec<u8>) {
         write_tokens(tokens, out);
     }
     let ours = |key: RawJson<'_>| {
-        ROUTING_MEMBERS.into_iter().any(|name| key.is_string(name))
-            || (handover.token_data.is_some() && key.is_string("token_data"))
+        key.name().is_some_and(|name| {
+            ROUTING_MEMBERS.contains(&&*name)
+                || (handover.token_data.is_some() && name == "token_data")
+        })
     };
     for member in kept.members().filter(|member| !ours(member.key)) {
         separator.write(out);

@@ -23,7 +23,7 @@
 
 use std::borrow::Cow;
 
-use crate::limits::JSON_DEPTH_MAX;
+use crate::limits::{JSON_DEPTH_MAX, NAME_BYTES_MAX};
 
 /// Why a text is not JSON that we read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,19 +121,20 @@ impl<'a> RawJson<'a> {
         Some(if inner.contains('\\') { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
     }
 
-    /// Whether this is a string equal to `expected`, without allocating.
+    /// Whether this is a string equal to `expected`.
     ///
-    /// - `expected`: shorter than 64 bytes, as the names of fields are.
+    /// - `expected`: at most [`NAME_BYTES_MAX`] bytes, as the names of fields are.
     #[must_use]
     pub fn is_string(self, expected: &str) -> bool {
-        let Some(inner) = self.0.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {
-            return false;
-        };
-        if !inner.contains('\\') {
-            return inner == expected;
-        }
-        // An escape spells one character in at most twelve bytes.
-        inner.len() <= expected.len() * 12 && unescape(inner) == expected
+        self.name().is_some_and(|name| name == expected)
+    }
+
+    /// The text of a key, escapes resolved; `None` if it is longer than the name
+    /// of any field that is looked for, however spelled.
+    #[must_use]
+    pub fn name(self) -> Option<Cow<'a, str>> {
+        // An escape spells one character in at most six bytes.
+        if self.0.len() > NAME_BYTES_MAX * 6 { None } else { self.string() }
     }
 
     /// The value of `true` or `false`; `None` for any other kind.

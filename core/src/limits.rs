@@ -13,6 +13,10 @@ pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Deepest nesting of arrays and objects that is scanned, in levels.
 pub const JSON_DEPTH_MAX: usize = 128;
 
+/// Longest name of a field that is looked for, in bytes. A longer key is read
+/// over without resolving its escapes.
+pub const NAME_BYTES_MAX: usize = 64;
+
 /// Most members called `nvext` in one body. The last one counts; the others are
 /// noted because `handover` removes them.
 pub const NVEXT_MEMBERS_MAX: usize = 8;
@@ -37,6 +41,12 @@ pub const SPECIAL_TOKENS_MAX: usize = 64;
 /// is one, and so are 64 bytes that are produced or copied. A thousand messages
 /// take about half a million; all of it takes some 0.1 s.
 pub const TEMPLATE_FUEL_MAX: u64 = 4_000_000;
+
+/// Most JSON values of one request that are made into values of a template. Each
+/// takes about a hundred bytes of memory and as little as two of the body, and a
+/// VM that runs out of memory takes every stream of its thread with it. A
+/// thousand messages and a hundred tools take about thirty thousand.
+pub const TEMPLATE_VALUES_MAX: usize = 262_144;
 
 /// Longest rendered prompt, in bytes. A template repeats little of a body, so
 /// this is the longest body twice.

@@ -95,11 +95,9 @@ impl Models {
     /// The model of a name or alias, with its number in rosters.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<(u16, &Model)> {
-        (0_u16..)
-            .zip(&self.models)
-            .find(|(_, model)| {
-                model.card.name == name || model.card.aliases.iter().any(|alias| alias == name)
-            })
+        (0_u16..).zip(&self.models).find(|(_, model)| {
+            model.card.name == name || model.card.aliases.iter().any(|alias| alias == name)
+        })
     }
 
     /// Number of models.

@@ -39,6 +39,9 @@ pub enum Reason {
     BodyTooLarge,
     /// By load: the body could not be understood; the engine judges it.
     Unparsed,
+    /// By load: the gateway does not show the filter bodies while headers are
+    /// held (`allow_on_headers_stop_iteration` is missing).
+    WrongPairing,
     /// Left to the gateway's own balancing: not a path we route.
     NotOurPath,
     /// Answered 400: no engine could understand the body.
@@ -51,7 +54,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, to define their counters once.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Kv,
         Self::StaleFeed,
         Self::Resyncing,
@@ -68,6 +71,7 @@ impl Reason {
         Self::AlteredPrompt,
         Self::BodyTooLarge,
         Self::Unparsed,
+        Self::WrongPairing,
         Self::NotOurPath,
         Self::BadRequest,
         Self::NoWorkers,
@@ -94,6 +98,7 @@ impl Reason {
             Self::AlteredPrompt => "altered_prompt",
             Self::BodyTooLarge => "body_too_large",
             Self::Unparsed => "unparsed",
+            Self::WrongPairing => "wrong_pairing",
             Self::NotOurPath => "not_our_path",
             Self::BadRequest => "bad_request",
             Self::NoWorkers => "no_workers",

@@ -43,6 +43,7 @@ pub use clock::WallClock;
 pub use source::{TemplateError, TemplateForm, TemplateSource};
 
 use messages::Rewrite;
+use value::Builder;
 
 /// What happens to messages and tools before the template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +112,9 @@ pub enum RenderError {
     OutOfFuel,
     /// Longer than [`RENDERED_BYTES_MAX`].
     TooLarge,
+    /// More than [`TEMPLATE_VALUES_MAX`](crate::limits::TEMPLATE_VALUES_MAX)
+    /// values in messages, tools and arguments.
+    TooManyValues,
 }
 
 impl RenderError {
@@ -128,6 +132,7 @@ impl RenderError {
             RenderError::Failed => "render_failed",
             RenderError::OutOfFuel => "render_out_of_fuel",
             RenderError::TooLarge => "render_too_large",
+            RenderError::TooManyValues => "render_too_many_values",
         }
     }
 
@@ -155,6 +160,7 @@ impl fmt::Display for RenderError {
             RenderError::Failed => "the chat template failed",
             RenderError::OutOfFuel => "the chat template took too long",
             RenderError::TooLarge => "the rendered prompt is too long",
+            RenderError::TooManyValues => "the conversation has too many parts",
         })
     }
 }
@@ -258,16 +264,17 @@ impl ChatTemplate {
     ///
     /// 5 to 80 us for a short conversation, then about 2 us per kilobyte.
     pub fn render(&self, chat: &ChatPrompt<'_>, now: WallClock) -> Result<String, RenderError> {
-        let mut messages = self.rewrite.messages(chat.messages)?;
+        let mut builder = Builder::new();
+        let mut messages = self.rewrite.messages(chat.messages, &mut builder)?;
         if !chat.continue_final_message {
-            return self.run(chat, messages, now);
+            return self.run(chat, messages, builder, now);
         }
         // No engine continues a message and opens a new one.
         if chat.add_generation_prompt != Some(false) {
             return Err(RenderError::Continuation);
         }
         let last = messages::tag_last(&mut messages, CONTINUATION_TAG)?;
-        let rendered = self.run(chat, messages, now)?;
+        let rendered = self.run(chat, messages, builder, now)?;
         if !rendered.contains(last.trim()) {
             return Err(RenderError::Continuation);
         }
@@ -282,36 +289,36 @@ impl ChatTemplate {
         &self,
         chat: &ChatPrompt<'_>,
         messages: Vec<Value>,
+        mut builder: Builder,
         now: WallClock,
     ) -> Result<String, RenderError> {
         let excluded = self.options.exclude_tools_when_choice_none && chat.forbids_tools();
         let tools = match chat.tools {
-            Some(tools) if !excluded => Some(self.rewrite.tools(tools)?),
+            Some(tools) if !excluded => Some(self.rewrite.tools(tools, &mut builder)?),
             _ => None,
         };
         let name = match tools {
             Some(_) if self.env.get_template(TOOL_USE).is_ok() => TOOL_USE,
             _ => DEFAULT,
         };
+        let documents = chat.documents.map(|documents| builder.json(documents)).transpose()?;
+        let add_generation_prompt = chat.add_generation_prompt.unwrap_or(true);
         let mut context = self.base_context(now);
         context.extend([
             (Value::from("messages"), value::list(messages)),
             (Value::from("tools"), tools.unwrap_or_else(value::none)),
-            (Value::from("documents"), chat.documents.map_or_else(value::none, value::from_json)),
-            (
-                Value::from("add_generation_prompt"),
-                Value::from(chat.add_generation_prompt.unwrap_or(true)),
-            ),
+            (Value::from("documents"), documents.unwrap_or_else(value::none)),
+            (Value::from("add_generation_prompt"), Value::from(add_generation_prompt)),
         ]);
         let defaults = self.options.default_args.as_deref();
         let defaults = defaults.and_then(|args| RawJson::parse(args).ok());
-        extend_with_members(defaults, &mut context);
+        extend_with_members(defaults, &mut builder, &mut context)?;
         if self.options.flavour != Flavour::Raw
             && let Some(effort) = chat.reasoning_effort
         {
-            context.push((Value::from("reasoning_effort"), value::from_json(effort)));
+            context.push((Value::from("reasoning_effort"), builder.json(effort)?));
         }
-        extend_with_members(chat.template_args, &mut context);
+        extend_with_members(chat.template_args, &mut builder, &mut context)?;
         self.evaluate(name, context)
     }
 
@@ -366,11 +373,16 @@ impl ChatTemplate {
     }
 }
 
-fn extend_with_members(object: Option<RawJson<'_>>, context: &mut Vec<(Value, Value)>) {
+fn extend_with_members(
+    object: Option<RawJson<'_>>,
+    builder: &mut Builder,
+    context: &mut Vec<(Value, Value)>,
+) -> Result<(), RenderError> {
     for member in object.into_iter().flat_map(RawJson::members) {
         let key = member.key.string().unwrap_or_default();
-        context.push((Value::from(&*key), value::from_json(member.value)));
+        context.push((Value::from(&*key), builder.json(member.value)?));
     }
+    Ok(())
 }
 
 /// A writer that refuses what is beyond [`RENDERED_BYTES_MAX`].

@@ -200,10 +200,8 @@ pub fn select(
     }
     let eligible: Vec<&RosterWorker> = eligible(replica, prepared.model).collect();
     let prompt = PromptSize { tokens: prepared.prompt_tokens, block_size: prepared.block_size };
-    let candidates: Vec<Candidate> = eligible
-        .iter()
-        .map(|entry| candidate(replica, entry.slot, prepared, &held))
-        .collect();
+    let candidates: Vec<Candidate> =
+        eligible.iter().map(|entry| candidate(replica, entry.slot, prepared, &held)).collect();
     let costs = candidates.iter().map(|candidate| cost(prompt, candidate, knobs));
     let at = lowest(costs, random)?;
     let (entry, candidate) = (eligible.get(at)?, candidates.get(at)?);
@@ -266,3 +264,6 @@ fn predicted(overlap_blocks: u32, prepared: &Prepared) -> u32 {
     let most = before_last.checked_div(prepared.block_size).unwrap_or(0);
     overlap_blocks.min(most).saturating_mul(prepared.block_size)
 }
+
+#[cfg(test)]
+mod tests;

@@ -224,12 +224,14 @@ fn usage_after_key(bytes: &[u8]) -> Option<Usage> {
 
 impl Usage {
     fn member(&mut self, member: &Member<'_>) {
-        if member.key.is_string("prompt_tokens") {
-            self.prompt_tokens = member.value.unsigned();
-        } else if member.key.is_string("completion_tokens") {
-            self.completion_tokens = member.value.unsigned();
-        } else if member.key.is_string("prompt_tokens_details") {
-            self.cached_tokens = member.value.member("cached_tokens").and_then(RawJson::unsigned);
+        match member.key.name().as_deref() {
+            Some("prompt_tokens") => self.prompt_tokens = member.value.unsigned(),
+            Some("completion_tokens") => self.completion_tokens = member.value.unsigned(),
+            Some("prompt_tokens_details") => {
+                let cached = member.value.member("cached_tokens");
+                self.cached_tokens = cached.and_then(RawJson::unsigned);
+            }
+            _ => {}
         }
     }
 }

@@ -107,6 +107,9 @@ impl Config {
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let raw: RawConfig = if json.trim_ascii().is_empty() {
             RawConfig::default()
+        } else if !json.trim_ascii_start().starts_with(b"{") {
+            // A list would be taken for the members in their order.
+            return Err(ConfigError::Malformed("must be a JSON object".to_owned()));
         } else {
             serde_json::from_slice(json).map_err(|err| ConfigError::Malformed(err.to_string()))?
         };

@@ -8,8 +8,9 @@ use proxy_wasm::types::{Action, ContextType};
 
 use crate::config::Config;
 use crate::host;
-use crate::http::{self, Next, Stream};
+use crate::http::{Next, Stream};
 use crate::limits::TICK_MS;
+use crate::pairing;
 use crate::vm;
 
 #[cfg(target_arch = "wasm32")]
@@ -24,7 +25,6 @@ proxy_wasm::main! {{
 }}
 
 /// The root context: configuration, ticks, streams.
-#[cfg_attr(not(target_arch = "wasm32"), expect(dead_code, reason = "made by the host"))]
 struct Root {
     context: u32,
     config: Option<Rc<Config>>,
@@ -94,7 +94,7 @@ impl RootContext for Root {
             vm.tick(now_ms);
             vm.drive_feed(now_ms);
         });
-        http::release_stuck(now_ms);
+        pairing::release_stuck(now_ms);
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {

@@ -13,7 +13,7 @@
 //! 3. A booking is freed exactly once, whatever ends the stream.
 
 use core::cell::RefCell;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use warmpath_core::handover::{Handover, hand_over};
 use warmpath_core::headers::{DESTINATION, DP_RANK, ROUTING_MODE, STRIPPED, WORKER};
@@ -26,8 +26,8 @@ use warmpath_core::usage::ResponseReader;
 
 use crate::config::{Config, Mode};
 use crate::host::{self, Buffer, Headers};
-use crate::limits::{PAIRING_PROBE_MS, WATCHED_MAX};
 use crate::metrics::Counter;
+use crate::pairing;
 use crate::place::Placed;
 use crate::vm::{self, Vm};
 
@@ -57,6 +57,8 @@ pub struct Stream {
     context: u32,
     config: Rc<Config>,
     phase: Phase,
+    /// Whether the client announced the length of its body.
+    has_length: bool,
     booking: Option<BookingId>,
     prefill_done: bool,
     placed: Option<Placed>,
@@ -74,6 +76,7 @@ impl Stream {
             context,
             config,
             phase: Phase::New,
+            has_length: false,
             booking: None,
             prefill_done: false,
             placed: None,
@@ -107,14 +110,12 @@ impl Stream {
             return Next::Continue;
         }
         stream.phase = Phase::Collecting(endpoint);
+        stream.has_length = length.is_some();
         match stream.config.mode {
+            Mode::Endpoint if pairing::may_hold(stream.context, this) => Next::Pause,
             Mode::Endpoint => {
-                let (context, is_watched) = (stream.context, !pairing_proven());
-                drop(stream);
-                if is_watched {
-                    watch(context, this);
-                }
-                Next::Pause
+                stream.decide_by_load(Reason::WrongPairing, length.unwrap_or(0), Mode::Endpoint);
+                Next::Continue
             }
             Mode::Body => {
                 // The spliced body is longer; without a length it goes chunked.
@@ -124,10 +125,20 @@ impl Stream {
         }
     }
 
+    /// The gateway does not bring the body of this request, which is held:
+    /// routes it without. Returns whether it was held at all.
+    pub(crate) fn give_up_body(&mut self) -> bool {
+        let is_held = matches!(self.phase, Phase::Collecting(_));
+        if is_held {
+            self.decide_by_load(Reason::WrongPairing, 0, Mode::Endpoint);
+        }
+        is_held
+    }
+
     /// A part of the request's body is here; `len` bytes are buffered.
     pub fn on_request_body(&mut self, len: usize, is_end: bool) -> Next {
         let Phase::Collecting(endpoint) = self.phase else { return Next::Continue };
-        vm::with(|vm| vm.pairing_proven = true);
+        vm::with(|vm| vm.pairing.prove());
         if len > self.config.body_bytes_max {
             self.decide_by_load(Reason::BodyTooLarge, len, self.config.mode);
             return Next::Continue;
@@ -234,11 +245,17 @@ impl Stream {
             ..Handover::default()
         };
         let Ok(body) = hand_over(&envelope.splice, &handover) else { return };
-        if self.config.mode == Mode::Endpoint {
-            let _ = host::set_header(Headers::Request, "content-length", &body.len().to_string());
-        }
         if host::replace_buffer(Buffer::RequestBody, len, &body).is_err() {
             vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            return;
+        }
+        // A length that does not fit the new body would leave the worker
+        // waiting for the rest. In mode `body` it is removed already.
+        if self.config.mode == Mode::Endpoint && self.has_length {
+            let length = body.len().to_string();
+            if host::set_header(Headers::Request, "content-length", &length).is_err() {
+                vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            }
         }
     }
 
@@ -401,65 +418,6 @@ fn respond(
         return Next::Continue;
     }
     Next::Pause
-}
-
-/// Requests whose headers are held, in a VM in which no body has ever come
-/// while they were. Without `allow_on_headers_stop_iteration` none ever will.
-#[derive(Debug, Default)]
-pub(crate) struct Watched {
-    held: Vec<(u32, u64, Weak<RefCell<Stream>>)>,
-}
-
-fn pairing_proven() -> bool {
-    vm::with(|vm| vm.pairing_proven).unwrap_or(true)
-}
-
-fn watch(context: u32, stream: &Rc<RefCell<Stream>>) {
-    let now_ms = host::monotonic_ns() / 1_000_000;
-    vm::with(|vm| {
-        if vm.watched.held.len() < WATCHED_MAX {
-            vm.watched.held.push((context, now_ms, Rc::downgrade(stream)));
-        }
-    });
-}
-
-/// Releases requests that wait for a body that does not come; called on ticks.
-pub(crate) fn release_stuck(now_ms: u64) {
-    let stuck = vm::with(|vm| {
-        if vm.pairing_proven {
-            vm.watched.held.clear();
-        }
-        vm.watched.take_stuck(now_ms)
-    });
-    for (context, stream) in stuck.unwrap_or_default() {
-        let Ok(mut stream) = stream.try_borrow_mut() else { continue };
-        if !matches!(stream.phase, Phase::Collecting(_)) || !host::enter(context) {
-            continue;
-        }
-        vm::with(|vm| vm.metrics.add(Counter::PairingWrong, 1));
-        log::error!(
-            "warmpath: mode `endpoint` needs `allow_on_headers_stop_iteration: true` on the \
-             plugin; a request was released without looking at its body"
-        );
-        stream.decide_by_load(Reason::Unparsed, 0, Mode::Endpoint);
-        drop(stream);
-        host::resume_request();
-    }
-}
-
-impl Watched {
-    fn take_stuck(&mut self, now_ms: u64) -> Vec<(u32, Rc<RefCell<Stream>>)> {
-        let mut stuck = Vec::new();
-        self.held.retain(|(context, since_ms, stream)| {
-            let Some(stream) = stream.upgrade() else { return false };
-            if now_ms.saturating_sub(*since_ms) < PAIRING_PROBE_MS {
-                return true;
-            }
-            stuck.push((*context, stream));
-            false
-        });
-        stuck
-    }
 }
 
 impl Vm {

@@ -58,6 +58,12 @@ pub(crate) const DELAYED_ENTRIES_MAX: usize = 65_536;
 /// to the filter, in milliseconds, in a VM that has never seen one come.
 pub(crate) const PAIRING_PROBE_MS: u64 = 1_000;
 
+/// So many such requests in a row, and headers are not held any more…
+pub(crate) const PAIRING_FAILURES_MAX: u32 = 3;
+
+/// …but for one request in so many, to see whether that has changed.
+pub(crate) const PAIRING_PROBE_EVERY: u32 = 256;
+
 /// Requests whose headers are watched for that at a time.
 pub(crate) const WATCHED_MAX: usize = 1_024;
 

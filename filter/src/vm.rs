@@ -13,19 +13,19 @@ use warmpath_core::entry::Entry;
 use warmpath_core::limits::RING_APPEND_ATTEMPTS_MAX;
 use warmpath_core::load::BookingId;
 use warmpath_core::models::Models;
-use warmpath_core::replica::{Changed, Counters, Replica};
+use warmpath_core::replica::{Changed, Counters, Position, Replica};
 use warmpath_core::ring::{Read, Ring};
 use warmpath_core::shared::{KEY_PREFIX, SharedData, Unavailable, Write};
 
 use crate::config::Config;
 use crate::feed::Feed;
 use crate::host::{self, HostStore};
-use crate::http::Watched;
 use crate::limits::{
     DELAYED_ENTRIES_MAX, EXPIRE_EVERY_MS, GAUGES_EVERY_MS, NUMBER_ATTEMPTS_MAX, REFRESHES_PER_TICK,
     TICK_RING_NS,
 };
 use crate::metrics::{Counter, Gauge, Metrics};
+use crate::pairing::Pairing;
 
 thread_local! {
     /// A VM has one thread; contexts of one module share it.
@@ -78,15 +78,14 @@ pub(crate) struct Vm {
     pub(crate) feed: Feed,
     /// When the sidecar was last heard of, in milliseconds.
     pub(crate) heard_at_ms: Option<u64>,
-    /// Whether a body has ever come while headers were held.
-    pub(crate) pairing_proven: bool,
-    pub(crate) watched: Watched,
+    pub(crate) pairing: Pairing,
     bookings: u32,
     /// Bookings of this VM's own streams, and when each was last refreshed.
     own: HashMap<BookingId, u64, FixedState>,
     delayed: Vec<Vec<u8>>,
     reported: Counters,
     evicted_reported: u64,
+    live_at_reported: Option<Position>,
     expire_at_ms: u64,
     gauges_at_ms: u64,
 }
@@ -112,13 +111,13 @@ impl Vm {
             random: Random::seeded(host::wall_clock_ns() ^ number.rotate_left(32)),
             feed: Feed::default(),
             heard_at_ms: None,
-            pairing_proven: false,
-            watched: Watched::default(),
+            pairing: Pairing::default(),
             bookings: 0,
             own: HashMap::default(),
             delayed: Vec::new(),
             reported: Counters::default(),
             evicted_reported: 0,
+            live_at_reported: None,
             expire_at_ms: 0,
             gauges_at_ms: 0,
         };
@@ -253,6 +252,11 @@ impl Vm {
     pub(crate) fn tick(&mut self, now_ms: u64) {
         self.catch_up(u32::MAX, TICK_RING_NS);
         self.replica.step();
+        let live_at = self.replica.live_at();
+        if live_at != self.live_at_reported {
+            self.live_at_reported = live_at;
+            self.metrics.set(Gauge::FeedSequence, live_at.map_or(0, |at| at.sequence));
+        }
         let delayed = core::mem::take(&mut self.delayed);
         let mut rest = delayed.into_iter();
         for entry in rest.by_ref().take(RING_APPEND_ATTEMPTS_MAX as usize) {
@@ -309,9 +313,6 @@ impl Vm {
         self.metrics.set(Gauge::Bookings, self.replica.loads().bookings() as u64);
         self.metrics.set(Gauge::Workers, self.replica.roster().workers.len() as u64);
         self.metrics.set(Gauge::IndexLive, u64::from(self.replica.is_live()));
-        if let Some(live_at) = self.replica.live_at() {
-            self.metrics.set(Gauge::FeedSequence, live_at.sequence);
-        }
         if let Some(age_ms) = self.feed_age_ms(now_ms) {
             self.metrics.set(Gauge::FeedAgeMs, age_ms);
         }

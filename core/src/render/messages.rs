@@ -10,7 +10,7 @@
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
-use super::value::{PyDict, PyList, dict, from_json, list, none};
+use super::value::{Builder, PyDict, PyList, dict, list, none};
 use super::{ContentFormat, Flavour, RenderError};
 use crate::json::RawJson;
 
@@ -58,9 +58,14 @@ impl Rewrite {
     /// # Errors
     ///
     /// [`RenderError::Messages`], [`RenderError::ToolArguments`],
-    /// [`RenderError::Media`] or [`RenderError::NotFollowed`].
-    pub(super) fn messages(self, messages: RawJson<'_>) -> Result<Vec<Value>, RenderError> {
-        let messages = from_json(messages);
+    /// [`RenderError::Media`], [`RenderError::NotFollowed`] or
+    /// [`RenderError::TooManyValues`].
+    pub(super) fn messages(
+        self,
+        messages: RawJson<'_>,
+        builder: &mut Builder,
+    ) -> Result<Vec<Value>, RenderError> {
+        let messages = builder.json(messages)?;
         let messages = as_list(&messages).ok_or(RenderError::Messages)?;
         messages
             .iter()
@@ -68,8 +73,8 @@ impl Rewrite {
                 let fields = as_dict(message).ok_or(RenderError::Messages)?;
                 match self.flavour {
                     Flavour::Raw => Ok(alias_reasoning(message, fields)),
-                    Flavour::Vllm => self.vllm_message(fields),
-                    Flavour::Dynamo => self.dynamo_message(message, fields),
+                    Flavour::Vllm => self.vllm_message(fields, builder),
+                    Flavour::Dynamo => self.dynamo_message(message, fields, builder),
                 }
             })
             .collect()
@@ -79,9 +84,13 @@ impl Rewrite {
     ///
     /// # Errors
     ///
-    /// [`RenderError::Tools`]
-    pub(super) fn tools(self, tools: RawJson<'_>) -> Result<Value, RenderError> {
-        let tools = from_json(tools);
+    /// [`RenderError::Tools`] or [`RenderError::TooManyValues`].
+    pub(super) fn tools(
+        self,
+        tools: RawJson<'_>,
+        builder: &mut Builder,
+    ) -> Result<Value, RenderError> {
+        let tools = builder.json(tools)?;
         let items = as_list(&tools).ok_or(RenderError::Tools)?;
         let rewritten: Result<Vec<Value>, RenderError> = items
             .iter()
@@ -97,7 +106,7 @@ impl Rewrite {
         rewritten.map(list)
     }
 
-    fn vllm_message(self, message: &PyDict) -> Result<Value, RenderError> {
+    fn vllm_message(self, message: &PyDict, builder: &mut Builder) -> Result<Value, RenderError> {
         let role = message.get("role").and_then(Value::as_str).ok_or(RenderError::Messages)?;
         let texts = vllm_texts(present(message, "content"))?;
         let parts = self.content_format == ContentFormat::Parts && role != "tool";
@@ -115,7 +124,7 @@ impl Rewrite {
         match role {
             "assistant" => {
                 if let Some(calls) = present(message, "tool_calls") {
-                    let calls = vllm_tool_calls(calls)?;
+                    let calls = vllm_tool_calls(calls, builder)?;
                     entries.extend(calls.map(|calls| entry("tool_calls", calls)));
                 }
                 let reasoning =
@@ -137,7 +146,12 @@ impl Rewrite {
         Ok(dict(entries))
     }
 
-    fn dynamo_message(self, message: &Value, fields: &PyDict) -> Result<Value, RenderError> {
+    fn dynamo_message(
+        self,
+        message: &Value,
+        fields: &PyDict,
+        builder: &mut Builder,
+    ) -> Result<Value, RenderError> {
         if present(fields, "reasoning_content").is_some() && !self.mentions_reasoning {
             return Err(RenderError::NotFollowed);
         }
@@ -153,9 +167,14 @@ impl Rewrite {
         let Some(calls) = fields.get("tool_calls").and_then(as_list) else {
             return Ok(rewritten);
         };
-        let calls = calls.iter().map(|call| parse_arguments(call).unwrap_or(call.clone()));
-        let calls = list(calls.collect());
-        Ok(with(fields, "tool_calls", calls))
+        let mut parsed = Vec::with_capacity(calls.len());
+        for call in calls {
+            parsed.push(match parse_arguments(call, builder) {
+                Err(RenderError::ToolArguments) => call.clone(),
+                result => result?,
+            });
+        }
+        Ok(with(fields, "tool_calls", list(parsed)))
     }
 }
 
@@ -204,35 +223,41 @@ fn vllm_texts(content: Option<&Value>) -> Result<Vec<String>, RenderError> {
 }
 
 /// Tool calls with their arguments as objects; `None` for an empty list.
-fn vllm_tool_calls(calls: &Value) -> Result<Option<Value>, RenderError> {
+fn vllm_tool_calls(calls: &Value, builder: &mut Builder) -> Result<Option<Value>, RenderError> {
     let calls = as_list(calls).ok_or(RenderError::Messages)?;
     if calls.is_empty() {
         return Ok(None);
     }
-    let parsed: Option<Vec<Value>> = calls.iter().map(parse_arguments).collect();
-    parsed.map(|calls| Some(list(calls))).ok_or(RenderError::ToolArguments)
+    let parsed: Result<Vec<Value>, RenderError> =
+        calls.iter().map(|call| parse_arguments(call, builder)).collect();
+    parsed.map(|calls| Some(list(calls)))
 }
 
 /// One tool call with its arguments as an object; missing and empty ones become
-/// the empty object. `None` if there is no function or its arguments are not
-/// JSON.
-fn parse_arguments(call: &Value) -> Option<Value> {
-    let call = as_dict(call)?;
-    let function = as_dict(call.get("function")?)?;
+/// the empty object.
+///
+/// # Errors
+///
+/// [`RenderError::ToolArguments`] if there is no function or its arguments are
+/// not JSON.
+fn parse_arguments(call: &Value, builder: &mut Builder) -> Result<Value, RenderError> {
+    const WRONG: RenderError = RenderError::ToolArguments;
+    let call = as_dict(call).ok_or(WRONG)?;
+    let function = call.get("function").and_then(as_dict).ok_or(WRONG)?;
     let arguments = match function.get("arguments") {
         Some(arguments) if arguments.is_true() => match arguments.as_str() {
             Some(text) => {
-                let parsed = from_json(RawJson::parse(text).ok()?);
+                let parsed = builder.json(RawJson::parse(text).map_err(|_| WRONG)?)?;
                 if parsed.is_none() { dict(Vec::new()) } else { parsed }
             }
             None if matches!(arguments.kind(), ValueKind::Map | ValueKind::Seq) => {
                 arguments.clone()
             }
-            None => return None,
+            None => return Err(WRONG),
         },
         _ => dict(Vec::new()),
     };
-    Some(with(call, "function", with(function, "arguments", arguments)))
+    Ok(with(call, "function", with(function, "arguments", arguments)))
 }
 
 /// A tool as vLLM's types dump it: known fields first, `None` where missing.

@@ -215,6 +215,21 @@ fn what_is_printed_is_bounded() {
     assert_eq!(error, Err(RenderError::TooLarge));
 }
 
+#[test]
+fn the_values_of_a_request_are_bounded() {
+    let template = compile("", Flavour::Vllm);
+    let body = |values: usize| {
+        let numbers = "0,".repeat(values - 1);
+        format!(r#"{{"messages":[{{"role":"user","content":""}}],"documents":[{numbers}0]}}"#)
+    };
+    let render = |values| template.render(&chat(&body(values)), NOW).map(drop);
+    // The list of messages, one message with two fields, and the documents.
+    let others = 5;
+    let most = crate::limits::TEMPLATE_VALUES_MAX - others;
+    assert_eq!(render(most), Ok(()));
+    assert_eq!(render(most + 1), Err(RenderError::TooManyValues));
+}
+
 /// Goal: nothing that a client nests makes the template engine or the printing
 /// of values run out of stack.
 /// Method: the deepest schema that parses, printed in every way, and walked by

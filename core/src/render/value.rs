@@ -10,8 +10,9 @@ use std::sync::Arc;
 use minijinja::Value;
 use minijinja::value::{Enumerator, Object, ObjectRepr};
 
-use super::python;
+use super::{RenderError, python};
 use crate::json::{JsonKind, RawJson, Scanner};
+use crate::limits::TEMPLATE_VALUES_MAX;
 
 /// A Python `list`.
 #[derive(Debug)]
@@ -148,43 +149,60 @@ pub(super) fn none() -> Value {
     Value::from(())
 }
 
-/// What Python's `json.loads` makes of a value. Each byte is read once; the
-/// recursion is bounded by the depth of [`RawJson`].
-pub(super) fn from_json(json: RawJson<'_>) -> Value {
-    build(&mut Scanner::new(json.text()))
+/// Builds the values of one rendering, at most [`TEMPLATE_VALUES_MAX`].
+#[derive(Debug)]
+pub(super) struct Builder {
+    left: usize,
 }
 
-fn build(scanner: &mut Scanner<'_>) -> Value {
-    if scanner.take(b'{') {
-        let mut entries = Vec::new();
-        loop {
-            scanner.space();
-            scanner.take(b',');
-            scanner.space();
-            // Only the closing brace is no scalar here.
-            let Ok(key) = scanner.scalar() else { break };
-            scanner.space();
-            scanner.take(b':');
-            scanner.space();
-            let key = Value::from(&*key.string().unwrap_or_default());
-            entries.push((key, build(scanner)));
-        }
-        scanner.take(b'}');
-        return dict(entries);
+impl Builder {
+    pub(super) fn new() -> Self {
+        Builder { left: TEMPLATE_VALUES_MAX }
     }
-    if scanner.take(b'[') {
-        let mut items = Vec::new();
-        loop {
-            scanner.space();
-            scanner.take(b',');
-            scanner.space();
-            if scanner.peek().is_none() || scanner.take(b']') {
-                return list(items);
+
+    /// What Python's `json.loads` makes of a value. Each byte is read once; the
+    /// recursion is bounded by the depth of [`RawJson`].
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError::TooManyValues`]
+    pub(super) fn json(&mut self, json: RawJson<'_>) -> Result<Value, RenderError> {
+        self.value(&mut Scanner::new(json.text()))
+    }
+
+    fn value(&mut self, scanner: &mut Scanner<'_>) -> Result<Value, RenderError> {
+        self.left = self.left.checked_sub(1).ok_or(RenderError::TooManyValues)?;
+        if scanner.take(b'{') {
+            let mut entries = Vec::new();
+            loop {
+                scanner.space();
+                scanner.take(b',');
+                scanner.space();
+                // Only the closing brace is no scalar here.
+                let Ok(key) = scanner.scalar() else { break };
+                scanner.space();
+                scanner.take(b':');
+                scanner.space();
+                let key = Value::from(&*key.string().unwrap_or_default());
+                entries.push((key, self.value(scanner)?));
             }
-            items.push(build(scanner));
+            scanner.take(b'}');
+            return Ok(dict(entries));
         }
+        if scanner.take(b'[') {
+            let mut items = Vec::new();
+            loop {
+                scanner.space();
+                scanner.take(b',');
+                scanner.space();
+                if scanner.peek().is_none() || scanner.take(b']') {
+                    return Ok(list(items));
+                }
+                items.push(self.value(scanner)?);
+            }
+        }
+        Ok(scanner.scalar().map_or_else(|_| none(), scalar))
     }
-    scanner.scalar().map_or_else(|_| none(), scalar)
 }
 
 fn scalar(json: RawJson<'_>) -> Value {

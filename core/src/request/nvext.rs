@@ -77,27 +77,31 @@ impl<'a> NvExt<'a> {
             Some(value) if value.kind() != kind => Err(WRONG),
             value => Ok(value),
         };
-        let named = |name| member.key.is_string(name);
-        if ROUTING_MEMBERS.into_iter().any(named) {
-            self.names_worker |= value.is_some();
-        } else if named("token_data") {
-            self.token_data = of_kind(JsonKind::Array)?.map(prompt::token_ids).transpose()?;
-        } else if named("cache_salt") {
-            self.cache_salt = of_kind(JsonKind::String)?.and_then(RawJson::string);
-        } else if named("use_raw_prompt") {
-            self.use_raw_prompt = of_kind(JsonKind::Bool)?.and_then(RawJson::boolean) == Some(true);
-        } else if named("annotations") {
-            self.annotations = of_kind(JsonKind::Array)?;
-        } else if named("extra_fields") {
-            self.extra_fields = of_kind(JsonKind::Array)?;
-        } else if named("routing_constraints") {
-            self.routing_constraints = of_kind(JsonKind::Object)?;
-        } else if named("agent_hints") {
-            let hints = of_kind(JsonKind::Object)?;
-            self.agent_hints = match hints {
-                Some(hints) => AgentHints::read(hints).ok_or(WRONG)?,
-                None => AgentHints::default(),
-            };
+        match member.key.name().as_deref() {
+            Some(name) if ROUTING_MEMBERS.contains(&name) => {
+                self.names_worker |= value.is_some();
+            }
+            Some("token_data") => {
+                self.token_data = of_kind(JsonKind::Array)?.map(prompt::token_ids).transpose()?;
+            }
+            Some("cache_salt") => {
+                self.cache_salt = of_kind(JsonKind::String)?.and_then(RawJson::string);
+            }
+            Some("use_raw_prompt") => {
+                let raw_prompt = of_kind(JsonKind::Bool)?.and_then(RawJson::boolean);
+                self.use_raw_prompt = raw_prompt == Some(true);
+            }
+            Some("annotations") => self.annotations = of_kind(JsonKind::Array)?,
+            Some("extra_fields") => self.extra_fields = of_kind(JsonKind::Array)?,
+            Some("routing_constraints") => {
+                self.routing_constraints = of_kind(JsonKind::Object)?;
+            }
+            Some("agent_hints") => {
+                let hints =
+                    of_kind(JsonKind::Object)?.map(|hints| AgentHints::read(hints).ok_or(WRONG));
+                self.agent_hints = hints.transpose()?.unwrap_or_default();
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -110,14 +114,14 @@ impl AgentHints {
         for member in raw.members().filter(|member| !member.value.is_null()) {
             let value = member.value;
             let unsigned = || value.unsigned().and_then(|value| u32::try_from(value).ok());
-            if member.key.is_string("priority") {
-                hints.priority = Some(value.signed().and_then(|value| value.try_into().ok())?);
-            } else if member.key.is_string("strict_priority") {
-                hints.strict_priority = Some(unsigned()?);
-            } else if member.key.is_string("osl") {
-                hints.osl = Some(unsigned()?);
-            } else if member.key.is_string("latency_sensitivity") {
-                hints.latency_sensitivity = Some(value.float()?);
+            match member.key.name().as_deref() {
+                Some("priority") => {
+                    hints.priority = Some(value.signed().and_then(|value| value.try_into().ok())?);
+                }
+                Some("strict_priority") => hints.strict_priority = Some(unsigned()?),
+                Some("osl") => hints.osl = Some(unsigned()?),
+                Some("latency_sensitivity") => hints.latency_sensitivity = Some(value.float()?),
+                _ => {}
             }
         }
         Some(hints)

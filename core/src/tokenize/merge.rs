@@ -60,6 +60,12 @@ impl Merger {
         &self.symbols
     }
 
+    /// What is left of the symbols after merging.
+    #[cfg(test)]
+    pub(super) fn merged(&self) -> &[TokenId] {
+        &self.symbols
+    }
+
     /// Bytes of memory held.
     pub(crate) fn memory_bytes(&self) -> usize {
         let lists = [&self.symbols, &self.ranks, &self.before, &self.after];
@@ -67,7 +73,8 @@ impl Merger {
             + self.heap.capacity() * size_of::<u64>()
     }
 
-    fn merge_by_scan(&mut self, tables: &Tables<'_>) {
+    /// Merges a word of any length by looking for the minimum each time.
+    pub(super) fn merge_by_scan(&mut self, tables: &Tables<'_>) {
         let (symbols, ranks) = (&mut self.symbols, &mut self.ranks);
         ranks.clear();
         ranks.extend(symbols.windows(2).map(|pair| match pair {
@@ -93,10 +100,10 @@ impl Merger {
         }
     }
 
-    /// The same with a heap. An entry of the heap is stale when its rank is no
+    /// Merges a word of any length with a heap. An entry of the heap is stale when its rank is no
     /// longer that of the pair at its position. Every merge pushes at most two
     /// entries and takes one symbol away, so this ends.
-    fn merge_by_heap(&mut self, tables: &Tables<'_>) {
+    pub(super) fn merge_by_heap(&mut self, tables: &Tables<'_>) {
         self.link(tables);
         while let Some(Reverse(entry)) = self.heap.pop() {
             let (lowest, at) = heap_fields(entry);

@@ -166,20 +166,32 @@ fn text_without_spaces_has_borders() {
     assert!(!encode(&mut gemma, &chinese).is_empty());
 }
 
-/// Goal: a long word takes the same ids as a short one would, merged by heap.
-/// Method: the scan is run on pieces of the heap's word that no merge crosses.
+/// Goal: merging by scan and by heap agree, at any length.
+/// Method: words of a few letters, so that most pairs merge and merges overlap.
 #[test]
 fn heap_and_scan_agree() {
-    let mut llama = golden("llama3").tokenizer();
-    let syllables = ["route", "work", "cache", "block", "ing", "er", "qzx", "wvu"];
-    for start in 0..syllables.len() {
-        let unit: String =
-            (0..20).map(|i| syllables[(start + i * (i + 3)) % syllables.len()]).collect();
-        let ids = encode(&mut llama, &unit);
-        // U+00B7 is no letter and ends a word; here it stays outside.
-        let twice = encode(&mut llama, &format!("{unit}\u{b7}{unit}"));
-        assert_eq!(twice[..ids.len()], ids[..]);
+    let file = AlignedBytes::from_slice(&golden("gpt2").file());
+    let layout = Layout::read(&file).expect("layout");
+    let tables = layout.tables(file.as_bytes()).expect("tables");
+    let (mut by_scan, mut by_heap) = (merge::Merger::default(), merge::Merger::default());
+    let mut state = 1_u32;
+    let mut merged = 0;
+    for len in (0..300).chain([2000]) {
+        let symbols: Vec<TokenId> = (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let letters = b"theransio ";
+                tables.byte_tokens[usize::from(letters[(state >> 16) as usize % letters.len()])]
+            })
+            .collect();
+        by_scan.symbols().extend(&symbols);
+        by_scan.merge_by_scan(&tables);
+        by_heap.symbols().extend(&symbols);
+        by_heap.merge_by_heap(&tables);
+        assert_eq!(by_scan.merged(), by_heap.merged(), "{len} symbols");
+        merged += symbols.len() - by_scan.merged().len();
     }
+    assert!(merged > 10_000, "only {merged} merges were made");
 }
 
 /// Goal: mistakes of the caller and long texts are errors, not panics.

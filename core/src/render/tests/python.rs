@@ -5,7 +5,7 @@ use crate::render::{clock, environment, python, value};
 
 fn evaluate(template: &str, context: &str) -> Result<String, Error> {
     let env = environment::environment()?;
-    env.render_str(template, value::from_json(RawJson::parse(context).unwrap()))
+    env.render_str(template, value::Builder::new().json(RawJson::parse(context).unwrap()).unwrap())
 }
 
 #[test]
