@@ -57,6 +57,8 @@ pub struct Stream {
     context: u32,
     config: Rc<Config>,
     phase: Phase,
+    /// Whether the client announced the length of its body.
+    has_length: bool,
     booking: Option<BookingId>,
     prefill_done: bool,
     placed: Option<Placed>,
@@ -74,6 +76,7 @@ impl Stream {
             context,
             config,
             phase: Phase::New,
+            has_length: false,
             booking: None,
             prefill_done: false,
             placed: None,
@@ -107,6 +110,7 @@ impl Stream {
             return Next::Continue;
         }
         stream.phase = Phase::Collecting(endpoint);
+        stream.has_length = length.is_some();
         match stream.config.mode {
             Mode::Endpoint if pairing::may_hold(stream.context, this) => Next::Pause,
             Mode::Endpoint => {
@@ -241,11 +245,17 @@ impl Stream {
             ..Handover::default()
         };
         let Ok(body) = hand_over(&envelope.splice, &handover) else { return };
-        if self.config.mode == Mode::Endpoint {
-            let _ = host::set_header(Headers::Request, "content-length", &body.len().to_string());
-        }
         if host::replace_buffer(Buffer::RequestBody, len, &body).is_err() {
             vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            return;
+        }
+        // A length that does not fit the new body would leave the worker
+        // waiting for the rest. In mode `body` it is removed already.
+        if self.config.mode == Mode::Endpoint && self.has_length {
+            let length = body.len().to_string();
+            if host::set_header(Headers::Request, "content-length", &length).is_err() {
+                vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            }
         }
     }
 

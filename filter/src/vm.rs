@@ -13,7 +13,7 @@ use warmpath_core::entry::Entry;
 use warmpath_core::limits::RING_APPEND_ATTEMPTS_MAX;
 use warmpath_core::load::BookingId;
 use warmpath_core::models::Models;
-use warmpath_core::replica::{Changed, Counters, Replica};
+use warmpath_core::replica::{Changed, Counters, Position, Replica};
 use warmpath_core::ring::{Read, Ring};
 use warmpath_core::shared::{KEY_PREFIX, SharedData, Unavailable, Write};
 
@@ -85,6 +85,7 @@ pub(crate) struct Vm {
     delayed: Vec<Vec<u8>>,
     reported: Counters,
     evicted_reported: u64,
+    live_at_reported: Option<Position>,
     expire_at_ms: u64,
     gauges_at_ms: u64,
 }
@@ -116,6 +117,7 @@ impl Vm {
             delayed: Vec::new(),
             reported: Counters::default(),
             evicted_reported: 0,
+            live_at_reported: None,
             expire_at_ms: 0,
             gauges_at_ms: 0,
         };
@@ -250,6 +252,11 @@ impl Vm {
     pub(crate) fn tick(&mut self, now_ms: u64) {
         self.catch_up(u32::MAX, TICK_RING_NS);
         self.replica.step();
+        let live_at = self.replica.live_at();
+        if live_at != self.live_at_reported {
+            self.live_at_reported = live_at;
+            self.metrics.set(Gauge::FeedSequence, live_at.map_or(0, |at| at.sequence));
+        }
         let delayed = core::mem::take(&mut self.delayed);
         let mut rest = delayed.into_iter();
         for entry in rest.by_ref().take(RING_APPEND_ATTEMPTS_MAX as usize) {
@@ -306,9 +313,6 @@ impl Vm {
         self.metrics.set(Gauge::Bookings, self.replica.loads().bookings() as u64);
         self.metrics.set(Gauge::Workers, self.replica.roster().workers.len() as u64);
         self.metrics.set(Gauge::IndexLive, u64::from(self.replica.is_live()));
-        if let Some(live_at) = self.replica.live_at() {
-            self.metrics.set(Gauge::FeedSequence, live_at.sequence);
-        }
         if let Some(age_ms) = self.feed_age_ms(now_ms) {
             self.metrics.set(Gauge::FeedAgeMs, age_ms);
         }
