@@ -48,6 +48,8 @@ pub mod card;
 
 pub mod roster;
 
+pub mod event;
+
 pub mod delta;
 
 pub mod index;

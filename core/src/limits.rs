@@ -113,6 +113,21 @@ pub const CARD_PREFIX_TOKENS_MAX: usize = 16;
 /// 33 MB as JSON.
 pub const TOKENIZER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+// --- events ----------------------------------------------------------------
+
+/// Most blocks in one engine event: those of the longest prompt that is hashed.
+pub const EVENT_BLOCKS_MAX: usize = PROMPT_BLOCKS_MAX;
+
+/// Most tokens in one engine event. 4 Mi tokens are twice the longest prompt.
+pub const EVENT_TOKENS_MAX: usize = 4 * 1024 * 1024;
+
+/// Most events in one engine batch. An engine sends one batch a step; the
+/// largest seen hold a few thousand removals.
+pub const BATCH_EVENTS_MAX: usize = 65_536;
+
+/// Longest name inside an event (adapter, salt, object), in bytes.
+pub const EVENT_NAME_BYTES_MAX: usize = 1024;
+
 const _: () = {
     // The relations that the limits above rely on.
     assert!(DELTA_OPERATIONS_MAX * 16 <= FRAME_BODY_BYTES_MAX);

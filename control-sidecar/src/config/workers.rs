@@ -1,0 +1,259 @@
+//! Workers: the list of workers, in the configuration or in a file of its own.
+
+use std::collections::HashMap;
+use std::hash::Hasher;
+use std::net::SocketAddr;
+
+use siphasher::sip::SipHasher13;
+use warmpath_core::hash::BlockShape;
+use warmpath_core::ids::{DpRank, Worker, WorkerId};
+use warmpath_core::limits::{ENDPOINT_BYTES_MAX, ROSTER_WORKERS_MAX};
+use warmpath_core::roster::Role;
+
+use super::fields::{Mistakes, Report, Section};
+use super::{ModelConfig, yaml};
+use crate::adapter::Engine;
+use crate::state::RankSpec;
+
+/// Instance ids have 53 bits, so that they survive as numbers of JSON.
+const ID_MASK: u64 = (1 << 53) - 1;
+
+/// Most ranks of one instance.
+const DP_SIZE_MAX: u64 = 1_024;
+
+/// The instance id that Dynamo gives a pod, from the pod's name.
+///
+/// SipHash-1-3 with zero keys over the name as Rust hashes a text (its bytes
+/// and 0xff), the low 53 bits.
+#[must_use]
+pub fn id_of_name(name: &str) -> WorkerId {
+    let mut hasher = SipHasher13::new();
+    hasher.write(name.as_bytes());
+    hasher.write_u8(0xff);
+    WorkerId(hasher.finish() & ID_MASK)
+}
+
+/// Where one rank publishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankStream {
+    /// Whose conventions apply.
+    pub engine: Engine,
+    /// `host:port` of the publisher.
+    pub events: String,
+    /// `host:port` of the replay socket.
+    pub replay: Option<String>,
+    /// Whether the instance has several ranks.
+    pub one_of_many: bool,
+}
+
+/// One rank of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedRank {
+    /// What the state must know.
+    pub spec: RankSpec,
+    /// Where it publishes; `None` if it does not.
+    pub stream: Option<RankStream>,
+    /// The name that the list gives its instance, for the state page.
+    pub name: Option<String>,
+}
+
+/// All workers, a rank each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerList {
+    /// In the order of the list.
+    pub ranks: Vec<ListedRank>,
+}
+
+impl WorkerList {
+    /// Parses a file that holds nothing but `workers`.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes together; the caller keeps the list it has.
+    pub fn parse(text: &str, models: &[ModelConfig]) -> Result<Self, Mistakes> {
+        let report = Report::default();
+        let mut root = Section::new("", yaml(text)?, &report);
+        if !root.has("workers") {
+            root.mistake("workers", "is missing; a list, empty if there is no worker");
+        }
+        let list = Self::read(&mut root, models, &report);
+        root.end();
+        report.finish(list)
+    }
+
+    /// Takes `workers` out of a section.
+    pub(super) fn read(root: &mut Section<'_>, models: &[ModelConfig], report: &Report) -> Self {
+        let mut list = Self::default();
+        let mut seen: HashMap<Worker, usize> = HashMap::new();
+        let mut endpoints: HashMap<(String, u32), usize> = HashMap::new();
+        for (at, section) in root.sections("workers").into_iter().enumerate() {
+            let path = format!("workers[{at}]");
+            for rank in read_worker(section, models).unwrap_or_default() {
+                if let Some(first) = seen.insert(rank.spec.worker, at) {
+                    report.add(&path, format!("is the same worker as workers[{first}]"));
+                }
+                let place = (rank.spec.endpoint.clone(), rank.spec.worker.rank.0);
+                if let Some(first) = endpoints.insert(place, at).filter(|first| *first != at) {
+                    report.add(
+                        &format!("{path}.endpoint"),
+                        format!("is the endpoint of workers[{first}] too"),
+                    );
+                }
+                list.ranks.push(rank);
+            }
+        }
+        if list.ranks.len() > ROSTER_WORKERS_MAX {
+            report.add(
+                "workers",
+                format!("at most {ROSTER_WORKERS_MAX} ranks, are {}", list.ranks.len()),
+            );
+        }
+        list
+    }
+}
+
+fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Vec<ListedRank>> {
+    let (id, name) = read_identity(&mut section);
+    let model = read_model(&mut section, models);
+    let endpoint = read_endpoint(&mut section);
+    let engine = section
+        .word("engine", &[("vllm", Engine::Vllm), ("sglang", Engine::Sglang)])
+        .unwrap_or(Engine::Vllm);
+    let role = section
+        .word(
+            "role",
+            &[
+                ("aggregated", Role::Aggregated),
+                ("prefill", Role::Prefill),
+                ("decode", Role::Decode),
+            ],
+        )
+        .unwrap_or(Role::Aggregated);
+    let start = section.number("dp_start_rank", 0, u64::from(u16::MAX)).unwrap_or(0);
+    let size = section.number("dp_size", 1, DP_SIZE_MAX).unwrap_or(1);
+    let total_kv_blocks = section.number("total_kv_blocks", 0, 1 << 40).unwrap_or(0);
+    let last_rank = start + size - 1;
+    let events = read_tcp(&mut section, "kv_events", last_rank);
+    let replay = read_tcp(&mut section, "replay", last_rank);
+    if replay.is_some() && events.is_none() {
+        section.mistake("replay", "needs kv_events");
+    }
+    section.end();
+    let (id, (model, shape), endpoint) = (id?, model?, endpoint?);
+    let ranks = (start..=last_rank)
+        .filter_map(|rank| u32::try_from(rank).ok())
+        .map(|rank| ListedRank {
+            spec: RankSpec {
+                worker: Worker { id, rank: DpRank(rank) },
+                model,
+                shape,
+                role,
+                endpoint: endpoint.clone(),
+                total_kv_blocks,
+                small_pages: engine == Engine::Sglang,
+                has_events: events.is_some(),
+            },
+            stream: events.as_ref().map(|events| RankStream {
+                engine,
+                events: events.of_rank(rank),
+                replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
+                one_of_many: size > 1,
+            }),
+            name: name.clone(),
+        })
+        .collect();
+    Some(ranks)
+}
+
+fn read_identity(section: &mut Section<'_>) -> (Option<WorkerId>, Option<String>) {
+    let has_id = section.has("id");
+    let id = section.number("id", 0, u64::MAX).map(WorkerId);
+    let name = section.text("name");
+    match (has_id, &name) {
+        (true, _) => (id, name),
+        (false, Some(name)) if name.is_empty() => {
+            section.mistake("name", "is empty");
+            (None, None)
+        }
+        (false, Some(text)) => (Some(id_of_name(text)), name),
+        (false, None) => {
+            section.mistake("id", "is missing: give id or name");
+            (None, None)
+        }
+    }
+}
+
+fn read_model(section: &mut Section<'_>, models: &[ModelConfig]) -> Option<(u16, BlockShape)> {
+    let Some(name) = section.text("model") else {
+        section.mistake("model", "is missing");
+        return None;
+    };
+    let found = models
+        .iter()
+        .enumerate()
+        .find(|(_, model)| model.name == name || model.aliases.contains(&name));
+    let Some((at, model)) = found else {
+        section.mistake("model", format!("{name:?} is not among the models"));
+        return None;
+    };
+    let shape = BlockShape { block_size: model.block_size, eagle: model.eagle };
+    Some((u16::try_from(at).ok()?, shape))
+}
+
+fn read_endpoint(section: &mut Section<'_>) -> Option<String> {
+    let Some(text) = section.text("endpoint") else {
+        section.mistake("endpoint", "is missing");
+        return None;
+    };
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 && text.len() <= ENDPOINT_BYTES_MAX => {
+            Some(address.to_string())
+        }
+        _ => {
+            section.mistake(
+                "endpoint",
+                format!("must be an IP address and a port such as 10.0.0.1:8000, is {text:?}"),
+            );
+            None
+        }
+    }
+}
+
+/// A `tcp://host:port` whose port grows with the rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tcp {
+    host: String,
+    port: u16,
+}
+
+impl Tcp {
+    fn of_rank(&self, rank: u32) -> String {
+        // In range: checked against the last rank when it was read.
+        format!("{}:{}", self.host, u32::from(self.port).saturating_add(rank))
+    }
+}
+
+fn read_tcp(section: &mut Section<'_>, name: &str, last_rank: u64) -> Option<Tcp> {
+    let text = section.text(name)?;
+    let parsed = text.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':'));
+    let Some((host, port)) = parsed else {
+        section.mistake(name, format!("must be tcp://host:port, is {text:?}"));
+        return None;
+    };
+    if matches!(host, "" | "*" | "0.0.0.0" | "[::]" | "::") {
+        section.mistake(
+            name,
+            format!("{text:?} is where the engine binds; give the address to connect to"),
+        );
+        return None;
+    }
+    let port = port.parse::<u16>().ok().filter(|port| *port > 0);
+    let Some(port) = port.filter(|port| u64::from(*port) + last_rank <= u64::from(u16::MAX)) else {
+        section.mistake(
+            name,
+            format!("must have a port from 1 to {}, is {text:?}", u64::from(u16::MAX) - last_rank),
+        );
+        return None;
+    };
+    Some(Tcp { host: host.to_owned(), port })
+}

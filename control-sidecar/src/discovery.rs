@@ -1,0 +1,71 @@
+//! Discovery: which workers there are, from a file that may change.
+
+use std::path::{Path, PathBuf};
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::config::workers::WorkerList;
+use crate::config::{ModelConfig, WorkerSource};
+use crate::limits::{CONFIG_BYTES_MAX, WORKERS_FILE_EVERY};
+
+/// What a look at the worker list gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListEvent {
+    /// A list to take over, the whole of it.
+    Taken(WorkerList),
+    /// The list cannot be read, or has mistakes; the old one stays.
+    Refused(String),
+}
+
+/// Tells of the worker list and of its changes until nobody listens.
+pub async fn watch(source: WorkerSource, models: Vec<ModelConfig>, lists: mpsc::Sender<ListEvent>) {
+    let path = match source {
+        WorkerSource::Inline(list) => {
+            // Nobody listens any more: nothing to do.
+            let _ = lists.send(ListEvent::Taken(list)).await;
+            lists.closed().await;
+            return;
+        }
+        WorkerSource::File(path) => path,
+    };
+    let mut seen = None;
+    while !lists.is_closed() {
+        // Contents, not times: files behind links (as Kubernetes mounts them)
+        // change in ways that times do not show.
+        let text = read_bounded(&path).await;
+        if seen.as_ref() != Some(&text) {
+            let event = look(&path, &text, &models);
+            if lists.send(event).await.is_err() {
+                return;
+            }
+            seen = Some(text);
+        }
+        sleep(WORKERS_FILE_EVERY).await;
+    }
+}
+
+fn look(path: &PathBuf, text: &Result<String, String>, models: &[ModelConfig]) -> ListEvent {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let list = match text {
+        Err(error) => return ListEvent::Refused(format!("{name}: {error}")),
+        Ok(text) => WorkerList::parse(text, models),
+    };
+    match list {
+        Ok(list) => ListEvent::Taken(list),
+        Err(mistakes) => ListEvent::Refused(format!("{name}: {mistakes}")),
+    }
+}
+
+/// Reads a text file of at most [`CONFIG_BYTES_MAX`].
+///
+/// # Errors
+///
+/// What is wrong with it, in words.
+pub async fn read_bounded(path: &Path) -> Result<String, String> {
+    let length = tokio::fs::metadata(path).await.map_err(|error| error.to_string())?.len();
+    if length > CONFIG_BYTES_MAX {
+        return Err(format!("longer than {CONFIG_BYTES_MAX} bytes"));
+    }
+    tokio::fs::read_to_string(path).await.map_err(|error| error.to_string())
+}

@@ -1,0 +1,135 @@
+//! Every upper bound of the sidecar, with its unit and its reason.
+//!
+//! Bounds of what travels on the feed are in `warmpath_core::limits`. Whoever
+//! enforces one counts it, so that reaching it is seen.
+
+use std::time::Duration;
+
+// --- state -----------------------------------------------------------------
+
+/// Pages remembered for a rank whose cache size is not known, in blocks of the
+/// model's size.
+pub const RANK_BLOCKS_DEFAULT: u64 = 1 << 20;
+
+/// Pages remembered for a rank, as a multiple of what its cache holds: shared
+/// prefixes are counted once, but copies and tombstones are counted too.
+pub const RANK_BLOCKS_FACTOR: u64 = 4;
+
+/// Pages remembered for a rank, whatever its configuration says: 8 Mi pages
+/// take about half a gigabyte.
+pub const RANK_PAGES_MAX: u64 = 8 << 20;
+
+/// Pages of a rank that are not indexed but whose removal is awaited.
+pub const RANK_PASSED_OVER_MAX: usize = 65_536;
+
+/// Groups of caches of one rank whose kind is remembered. Hybrid models have
+/// about five.
+pub const RANK_GROUPS_MAX: usize = 64;
+
+/// Copies of one page that are counted.
+pub const PAGE_COPIES_MAX: u32 = 1 << 16;
+
+/// Pages that complete a block of which the same smaller page is a part: as many
+/// continuations of one prompt, cached at the same time.
+pub const PAGE_COMPLETED_BY_MAX: usize = 1_024;
+
+// --- sources ---------------------------------------------------------------
+
+/// Longest message of a publisher, in bytes, all frames together. A batch of
+/// 100 000 removals is 1 MB.
+pub const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Most frames of one message. Replies have four.
+pub const MESSAGE_FRAMES_MAX: usize = 8;
+
+/// Live messages held back while a gap is repaired.
+pub const HELD_MESSAGES_MAX: usize = 16_384;
+
+/// Bytes of live messages held back while a gap is repaired.
+pub const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Replays asked for before a gap is given up.
+pub const REPLAY_ATTEMPTS_MAX: u32 = 3;
+
+/// Longest wait for a publisher to accept a connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest silence of a replay that is not complete.
+pub const REPLAY_SILENCE: Duration = Duration::from_secs(5);
+
+/// Longest replay altogether.
+pub const REPLAY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Quiet time after which a stream's tail is checked once by a replay: what the
+/// publisher dropped last is not followed by anything that would show the gap.
+pub const TAIL_CHECK_AFTER: Duration = Duration::from_secs(1);
+
+/// First and longest pause between two attempts to connect.
+pub const RECONNECT_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Silence after which a publisher that can answer is asked for a sign of life,
+/// and how long the answer may take.
+pub const PING_AFTER: Duration = Duration::from_secs(10);
+
+/// Updates of all sources together that wait for the state. A full queue makes
+/// the sources wait, and the publishers drop, which shows as a gap.
+pub const UPDATES_QUEUED_MAX: usize = 1_024;
+
+// --- feed ------------------------------------------------------------------
+
+/// Bytes of log frames kept for followers that reconnect or lag.
+pub const LOG_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+
+/// Frames kept, whatever their size.
+pub const LOG_FRAMES_MAX: usize = 262_144;
+
+/// Longest time that a change waits for others to share its frame.
+pub const FLUSH_AFTER: Duration = Duration::from_millis(1);
+
+/// Shortest time between two roster frames.
+pub const ROSTER_AFTER: Duration = Duration::from_millis(20);
+
+/// Streams of filters at a time. A gateway process has one follower, and at its
+/// start one snapshot reader a worker thread.
+pub const STREAMS_MAX: usize = 1_024;
+
+/// Snapshots under way at a time. Each may hold back a copy of every rank that
+/// changes meanwhile.
+pub const SNAPSHOTS_MAX: usize = 8;
+
+/// Longest time without credit before a snapshot is given up.
+pub const SNAPSHOT_STALL: Duration = Duration::from_secs(30);
+
+/// Frames between a stream's task and its connection.
+pub const STREAM_FRAMES_QUEUED: usize = 16;
+
+/// Log frames taken from the log at a time.
+pub const LOG_FRAMES_TAKEN: usize = 64;
+
+/// Longest frame that a filter sends, in bytes.
+pub const UP_BYTES_MAX: usize = 16 * 1024;
+
+/// Most credit that a stream can collect, in parts.
+pub const CREDIT_MAX: u64 = 1 << 32;
+
+/// Blobs that a follower has asked for and not yet got.
+pub const FETCHES_MAX: usize = 256;
+
+/// How long the first synchronisation may take before filters are told to drop
+/// the index they had.
+pub const SYNC_DEADLINE_DEFAULT: Duration = Duration::from_secs(3);
+
+// --- files -----------------------------------------------------------------
+
+/// Longest configuration or worker file, in bytes.
+pub const CONFIG_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Mistakes reported at a time.
+pub const MISTAKES_MAX: usize = 100;
+
+/// Pause between two looks at the worker file.
+pub const WORKERS_FILE_EVERY: Duration = Duration::from_millis(500);
+
+/// Longest file of a model's directory but the tokenizer, in bytes.
+pub const MODEL_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;

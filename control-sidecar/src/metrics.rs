@@ -1,0 +1,252 @@
+//! Metrics: every name, unit and label set of the sidecar, once.
+//!
+//! Labels are words of closed lists or come from the configuration; nothing
+//! that an engine or a filter sends becomes a label.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::adapter::Skip;
+use crate::source::sequence::Loss;
+use crate::state::rank::{Counts, Notice};
+
+type Label = [(&'static str, &'static str); 1];
+type Reasons = Family<Label, Counter>;
+type Level = Gauge<u64, AtomicU64>;
+
+/// The sidecar's counters and gauges.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    registry: Registry,
+    connection_failures: Reasons,
+    replays: Counter,
+    replay_failures: Reasons,
+    clears: Reasons,
+    undecodable: Reasons,
+    skipped: Reasons,
+    messages_malformed: Counter,
+    other_rank: Counter,
+    notices: Reasons,
+    stored: Counter,
+    removed: Counter,
+    workers_list_errors: Counter,
+    frames: Reasons,
+    frame_bytes: Counter,
+    resyncs: Reasons,
+    snapshots: Reasons,
+    streams_refused: Reasons,
+    blobs_unknown: Counter,
+    followers: Level,
+    streams: Level,
+    sequence: Level,
+    blocks: Level,
+    ranks: Family<Label, Level>,
+    ready: Level,
+    workers_list_bad: Level,
+}
+
+fn reason(word: &'static str) -> Label {
+    [("reason", word)]
+}
+
+impl Metrics {
+    /// All at zero, and registered.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut metrics = Self::default();
+        let mut registry = Registry::with_prefix("warmpath");
+        macro_rules! register {
+            ($($field:ident, $name:literal, $help:literal;)*) => {
+                $(registry.register($name, $help, metrics.$field.clone());)*
+            };
+        }
+        register! {
+            connection_failures, "publisher_connection_failures", "Connections to publishers that failed or broke, by reason";
+            replays, "replays", "Replays asked for";
+            replay_failures, "replay_failures", "Replays that failed, by reason";
+            clears, "rank_clears", "Ranks whose blocks were forgotten, by reason";
+            undecodable, "batches_undecodable", "Batches that could not be decoded, by reason";
+            skipped, "events_skipped", "Events passed over by the decoder, by reason";
+            messages_malformed, "messages_malformed", "Messages of publishers without a number";
+            other_rank, "batches_of_other_rank", "Batches refused because they name another rank";
+            notices, "events_not_indexed", "Events or pages that are not in the index, by reason";
+            stored, "blocks_stored", "Blocks that became held";
+            removed, "blocks_removed", "Blocks that ceased to be held";
+            workers_list_errors, "workers_list_errors", "Worker lists that were refused";
+            frames, "feed_frames", "Log frames written, by kind";
+            frame_bytes, "feed_bytes", "Bytes of log frames written";
+            resyncs, "feed_resyncs", "Followers told to take the index anew, by reason";
+            snapshots, "feed_snapshots", "Snapshots, by outcome";
+            streams_refused, "feed_streams_refused", "Streams of filters refused or ended, by reason";
+            blobs_unknown, "feed_blobs_unknown", "Blobs asked for that are not known";
+            followers, "feed_followers", "Filters that follow the log";
+            streams, "feed_streams", "Streams of filters";
+            sequence, "feed_sequence", "Sequence number of the last log frame";
+            blocks, "index_blocks", "Blocks held, over all ranks";
+            ranks, "ranks", "Ranks in the roster, by parity";
+            ready, "ready", "Whether the sidecar is ready";
+            workers_list_bad, "workers_list_bad", "Whether the last worker list was refused";
+        }
+        metrics.registry = registry;
+        metrics
+    }
+
+    /// The page for Prometheus, in the OpenMetrics text format.
+    #[must_use]
+    pub fn page(&self) -> String {
+        let mut page = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut page, &self.registry);
+        page
+    }
+
+    /// A publisher was not reached, or its connection broke.
+    pub fn connection_failed(&self, word: &'static str) {
+        self.connection_failures.get_or_create(&reason(word)).inc();
+    }
+
+    /// A replay was asked for.
+    pub fn replay_started(&self) {
+        self.replays.inc();
+    }
+
+    /// A replay failed.
+    pub fn replay_failed(&self, word: &'static str) {
+        self.replay_failures.get_or_create(&reason(word)).inc();
+    }
+
+    /// A rank's blocks were forgotten.
+    pub fn rank_cleared(&self, loss: Loss) {
+        self.clears.get_or_create(&reason(loss.reason())).inc();
+    }
+
+    /// A batch could not be decoded.
+    pub fn batch_undecodable(&self, word: &'static str) {
+        self.undecodable.get_or_create(&reason(word)).inc();
+    }
+
+    /// An event was passed over by the decoder.
+    pub fn event_skipped(&self, skip: Skip) {
+        self.skipped.get_or_create(&reason(skip.reason())).inc();
+    }
+
+    /// A message had no number.
+    pub fn message_malformed(&self) {
+        self.messages_malformed.inc();
+    }
+
+    /// A batch named another rank than the one it came from.
+    pub fn batch_of_other_rank(&self) {
+        self.other_rank.inc();
+    }
+
+    /// A worker list was refused.
+    pub fn workers_list_refused(&self) {
+        self.workers_list_errors.inc();
+        self.workers_list_bad.set(1);
+    }
+
+    /// A worker list was taken over.
+    pub fn workers_list_taken(&self) {
+        self.workers_list_bad.set(0);
+    }
+
+    /// A log frame was written.
+    pub fn frame_written(&self, kind: &'static str, bytes: usize, sequence: u64) {
+        self.frames.get_or_create(&[("kind", kind)]).inc();
+        self.frame_bytes.inc_by(bytes as u64);
+        self.sequence.set(sequence);
+    }
+
+    /// A follower was told to take the index anew.
+    pub fn resync_sent(&self, word: &'static str) {
+        self.resyncs.get_or_create(&reason(word)).inc();
+    }
+
+    /// A snapshot ended.
+    pub fn snapshot_ended(&self, outcome: &'static str) {
+        self.snapshots.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    /// A filter's stream was refused or ended by us.
+    pub fn stream_refused(&self, word: &'static str) {
+        self.streams_refused.get_or_create(&reason(word)).inc();
+    }
+
+    /// A filter asked for a blob that is not known.
+    pub fn blob_unknown(&self) {
+        self.blobs_unknown.inc();
+    }
+
+    /// A stream began (`1`) or ended (`-1`).
+    pub fn streams_changed(&self, by: i8) {
+        if by > 0 {
+            self.streams.inc()
+        } else {
+            self.streams.dec()
+        };
+    }
+
+    /// A follower began (`1`) or ended (`-1`).
+    pub fn followers_changed(&self, by: i8) {
+        if by > 0 {
+            self.followers.inc()
+        } else {
+            self.followers.dec()
+        };
+    }
+
+    /// Filters that follow the log now.
+    #[must_use]
+    pub fn followers(&self) -> u64 {
+        self.followers.get()
+    }
+
+    /// Streams of filters now.
+    #[must_use]
+    pub fn streams(&self) -> u64 {
+        self.streams.get()
+    }
+
+    /// Takes over what the state has counted since `before`.
+    pub fn counted(&self, before: &Counts, now: &Counts) {
+        for notice in Notice::ALL {
+            let more = now.of(notice).saturating_sub(before.of(notice));
+            if more > 0 {
+                self.notices.get_or_create(&reason(notice.reason())).inc_by(more);
+            }
+        }
+        self.stored.inc_by(now.stored.saturating_sub(before.stored));
+        self.removed.inc_by(now.removed.saturating_sub(before.removed));
+    }
+
+    /// Sets the levels that are looked at when the page is asked for.
+    pub fn set_levels(&self, blocks: u64, ranks: [(&'static str, u64); 3], ready: bool) {
+        self.blocks.set(blocks);
+        for (parity, count) in ranks {
+            self.ranks.get_or_create(&[("parity", parity)]).set(count);
+        }
+        self.ready.set(u64::from(ready));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_shows_what_was_counted() {
+        let metrics = Metrics::new();
+        metrics.rank_cleared(Loss::Restart);
+        metrics.frame_written("delta", 10, 7);
+        let page = metrics.page();
+        assert!(page.contains("warmpath_rank_clears_total{reason=\"restart\"} 1"), "{page}");
+        assert!(page.contains("warmpath_feed_sequence 7"), "{page}");
+        assert!(page.ends_with("# EOF\n"));
+    }
+}

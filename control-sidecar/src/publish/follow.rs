@@ -1,0 +1,193 @@
+//! Follow: the log to the filter VM that keeps it for its gateway.
+//!
+//! Cards and roster first, then the log from where the filter is, blobs on
+//! demand. While the sidecar's own index is not whole yet, a filter of another
+//! epoch gets cards and rosters only: it keeps the index it has.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{Duration, MissedTickBehavior, interval};
+use warmpath_core::frame::{Frame, Kind};
+use warmpath_core::limits::HEARTBEAT_MS;
+use warmpath_core::uplink::Hello;
+
+use super::blobs::Fetch;
+use super::log::Progress;
+use super::service::{End, FromFilter, Said, Shared, ToFilter};
+use crate::limits::{CREDIT_MAX, FETCHES_MAX};
+
+/// Counts a follower while it lives.
+struct Counted<'a>(&'a Shared);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.followers_changed(-1);
+    }
+}
+
+/// Serves a follower until it goes.
+///
+/// # Errors
+///
+/// Why the stream ends.
+pub(super) async fn serve(
+    shared: &Shared,
+    hello: &Hello,
+    from: &mut FromFilter,
+    to: &ToFilter,
+) -> Result<(), End> {
+    shared.metrics.followers_changed(1);
+    let _counted = Counted(shared);
+    let mut follower = Follower {
+        shared,
+        to,
+        hello: *hello,
+        position: None,
+        latest: Vec::new(),
+        credit: 0,
+        fetches: VecDeque::new(),
+    };
+    let mut progress = shared.log.watch();
+    follower.send_latest().await?;
+    let known = hello.epoch == shared.log.epoch() && shared.log.behind(hello.sequence).is_ok();
+    if known {
+        follower.position = Some(hello.sequence);
+    }
+    let mut heartbeat = interval(Duration::from_millis(HEARTBEAT_MS));
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            said = from.said() => follower.hear(said?)?,
+            outcome = follower.wait(&mut progress) => {
+                outcome?;
+                follower.advance().await?;
+            }
+            () = std::future::ready(()), if follower.owes_part() => follower.send_part().await?,
+            _ = heartbeat.tick() => follower.heartbeat().await?,
+        }
+    }
+}
+
+struct Follower<'a> {
+    shared: &'a Shared,
+    to: &'a ToFilter,
+    hello: Hello,
+    /// The last log frame sent, or that the filter had; `None` while the
+    /// filter's index is of another log.
+    position: Option<u64>,
+    /// Card and roster frames as last sent while there is no position.
+    latest: Vec<Bytes>,
+    credit: u64,
+    fetches: VecDeque<Fetch>,
+}
+
+impl Follower<'_> {
+    fn hear(&mut self, said: Said) -> Result<(), End> {
+        match said {
+            Said::More(parts) => {
+                self.credit = self.credit.saturating_add(u64::from(parts)).min(CREDIT_MAX);
+            }
+            Said::Fetch(wanted) => {
+                if self.fetches.len() >= FETCHES_MAX {
+                    return Err(End::OverLimit);
+                }
+                if self.shared.blobs.find(wanted.blob).is_none() {
+                    self.shared.metrics.blob_unknown();
+                }
+                self.fetches.push_back(Fetch::new(wanted, &self.shared.blobs));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to send. May be dropped.
+    async fn wait(&self, progress: &mut watch::Receiver<Progress>) -> Result<(), End> {
+        let due = |progress: &Progress| match self.position {
+            Some(position) => position != progress.last,
+            None => progress.open,
+        };
+        if self.position.is_some() {
+            progress.wait_for(due).await.map_err(|_| End::Stopping)?;
+        } else {
+            // Cards and rosters are passed on before the index is whole.
+            let seen = *progress.borrow_and_update();
+            if !due(&seen) && self.latest == self.shared.log.latest() {
+                progress.changed().await.map_err(|_| End::Stopping)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is behind the follower's position.
+    async fn advance(&mut self) -> Result<(), End> {
+        let log = &self.shared.log;
+        let Some(position) = self.position else {
+            self.send_latest().await?;
+            if log.progress().open {
+                self.resync("epoch").await?;
+            }
+            return Ok(());
+        };
+        let Ok(frames) = log.behind(position) else {
+            return self.resync("slow").await;
+        };
+        for frame in frames {
+            self.to.send(frame).await?;
+            self.position = self.position.map(|position| position + 1);
+        }
+        Ok(())
+    }
+
+    /// Tells the filter to take the index anew; the stream goes on behind the
+    /// log's last frame.
+    async fn resync(&mut self, reason: &'static str) -> Result<(), End> {
+        let last = self.shared.log.progress().last;
+        self.shared.metrics.resync_sent(reason);
+        let epoch = self.shared.log.epoch();
+        self.to.frame(Frame { kind: Kind::Resync, epoch, sequence: last, body: &[] }).await?;
+        // What the frames that were skipped may have changed.
+        self.send_latest().await?;
+        self.position = Some(last);
+        Ok(())
+    }
+
+    /// Sends the latest card and roster frame unless they were sent already.
+    async fn send_latest(&mut self) -> Result<(), End> {
+        let latest = self.shared.log.latest();
+        for frame in &latest {
+            if !self.latest.contains(frame) {
+                self.to.send(frame.clone()).await?;
+            }
+        }
+        self.latest = latest;
+        Ok(())
+    }
+
+    fn owes_part(&self) -> bool {
+        self.credit > 0 && !self.fetches.is_empty()
+    }
+
+    async fn send_part(&mut self) -> Result<(), End> {
+        let Some(fetch) = self.fetches.front_mut() else { return Ok(()) };
+        let (body, is_last) = fetch.next_part();
+        if is_last {
+            self.fetches.pop_front();
+        }
+        self.credit = self.credit.saturating_sub(1);
+        let epoch = self.shared.log.epoch();
+        self.to.frame(Frame { kind: Kind::BlobPart, epoch, sequence: 0, body: &body }).await
+    }
+
+    /// Says how far the stream has come. Before it has come anywhere, that is
+    /// where the filter said it is: a filter that heard of another epoch would
+    /// drop the index that it is to keep.
+    async fn heartbeat(&self) -> Result<(), End> {
+        let (epoch, sequence) = match self.position {
+            Some(position) => (self.shared.log.epoch(), position),
+            None => (self.hello.epoch, self.hello.sequence),
+        };
+        self.to.frame(Frame { kind: Kind::Heartbeat, epoch, sequence, body: &[] }).await
+    }
+}

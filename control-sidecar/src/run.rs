@@ -1,0 +1,246 @@
+//! Run: puts the parts together, starts them and stops them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::workers::WorkerList;
+use crate::config::{Config, LogFormat, Overrides, WorkerSource};
+use crate::discovery::{self, read_bounded};
+use crate::keeper::{Inputs, Keeper};
+use crate::limits::UPDATES_QUEUED_MAX;
+use crate::metrics::Metrics;
+use crate::model;
+use crate::publish::log::FeedLog;
+use crate::publish::service::{FeedServer, Shared};
+use crate::status;
+
+/// Questions that wait for the keeper.
+const QUESTIONS_QUEUED: usize = 64;
+
+/// How long the parts may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a silent gateway is asked for a sign of life, and how long it has.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
+
+/// Feeds Warmpath's filters with what the workers' caches hold.
+#[derive(Debug, Parser)]
+#[command(name = "warmpath-sidecar", version)]
+pub struct Arguments {
+    /// Configuration file (YAML).
+    #[arg(long, env = "WARMPATH_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Where filters attach; wins over the file.
+    #[arg(long, env = "WARMPATH_FEED_LISTEN", value_name = "ADDRESS")]
+    pub feed_listen: Option<String>,
+    /// Where the status page is served; wins over the file.
+    #[arg(long, env = "WARMPATH_STATUS_LISTEN", value_name = "ADDRESS")]
+    pub status_listen: Option<String>,
+    /// Form of the log; wins over the file.
+    #[arg(long, value_parser = log_format, value_name = "text|json")]
+    pub log_format: Option<LogFormat>,
+    /// Block size of models that give none.
+    #[arg(long, env = "DYN_KV_CACHE_BLOCK_SIZE", value_name = "TOKENS")]
+    pub block_size: Option<String>,
+    /// Check configuration and worker list, and exit.
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+fn log_format(word: &str) -> Result<LogFormat, &'static str> {
+    match word {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("must be text or json"),
+    }
+}
+
+/// Anything that ends the sidecar; for people.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Does what the arguments say, until a signal.
+///
+/// # Errors
+///
+/// Why the sidecar could not start.
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(main(arguments))
+}
+
+async fn main(arguments: &Arguments) -> Result<(), Failure> {
+    let config = read_config(arguments).await?;
+    if arguments.check_config {
+        check_workers(&config).await?;
+        return Ok(());
+    }
+    start_log(config.log);
+    let sidecar = Sidecar::start(config).await?;
+    stop_signal().await?;
+    info!("stopping");
+    sidecar.stop().await;
+    Ok(())
+}
+
+/// Reads and parses the configuration.
+///
+/// # Errors
+///
+/// What is wrong with it, all mistakes together, one a line.
+async fn read_config(arguments: &Arguments) -> Result<Config, Failure> {
+    let path = &arguments.config;
+    let text = read_bounded(path).await.map_err(|error| format!("{}: {error}", path.display()))?;
+    let overrides = Overrides {
+        feed_listen: arguments.feed_listen.clone(),
+        status_listen: arguments.status_listen.clone(),
+        log: arguments.log_format,
+        block_size: arguments.block_size.clone(),
+    };
+    let directory = path.parent().unwrap_or(path);
+    Config::parse(&text, directory, &overrides).map_err(|mistakes| {
+        let lines: Vec<String> =
+            mistakes.0.iter().map(|mistake| format!("\n  {mistake}")).collect();
+        format!("{}:{}", path.display(), lines.concat()).into()
+    })
+}
+
+async fn check_workers(config: &Config) -> Result<(), Failure> {
+    if let WorkerSource::File(path) = &config.workers {
+        let text =
+            read_bounded(path).await.map_err(|error| format!("{}: {error}", path.display()))?;
+        WorkerList::parse(&text, &config.models)
+            .map_err(|mistakes| format!("{}: {mistakes}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second one in the same process, as in tests, is not an error.
+    let _ = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+async fn stop_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        outcome = tokio::signal::ctrl_c() => outcome,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// A running sidecar.
+#[derive(Debug)]
+pub struct Sidecar {
+    /// Where filters attach.
+    pub feed: SocketAddr,
+    /// Where the status page is.
+    pub status: SocketAddr,
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+}
+
+impl Sidecar {
+    /// Binds, and starts every part.
+    ///
+    /// # Errors
+    ///
+    /// If an address cannot be bound, or there is no randomness for the epoch.
+    pub async fn start(config: Config) -> Result<Self, Failure> {
+        let bind = |address: SocketAddr| async move {
+            TcpListener::bind(address).await.map_err(|error| format!("{address}: {error}"))
+        };
+        let feed_listener = bind(config.feed_listen).await?;
+        let status_listener = bind(config.status_listen).await?;
+        let (feed, status) = (feed_listener.local_addr()?, status_listener.local_addr()?);
+
+        let stop = CancellationToken::new();
+        let (questions, question_queue) = mpsc::channel(QUESTIONS_QUEUED);
+        let log = FeedLog::new(new_epoch()?, config.retained_bytes);
+        let shared = Arc::new(Shared::new(log, questions, Arc::new(Metrics::new()), stop.clone()));
+        let mut tasks = JoinSet::new();
+
+        // Models: computing, on a thread of its own.
+        let (cards, cards_loaded) = oneshot::channel();
+        let (models, blobs_of) = (config.models.clone(), Arc::clone(&shared));
+        tokio::task::spawn_blocking(move || {
+            // Nobody waits for them any more if we are stopping.
+            let _ = cards.send(model::load_all(&models, &blobs_of.blobs));
+        });
+
+        let (lists, list_queue) = mpsc::channel(1);
+        tasks.spawn(discovery::watch(config.workers, config.models, lists));
+
+        let keeper = Keeper::new(Arc::clone(&shared), config.sync_deadline, UPDATES_QUEUED_MAX);
+        tasks.spawn(keeper.run(Inputs {
+            lists: list_queue,
+            cards: cards_loaded,
+            questions: question_queue,
+        }));
+
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE.0))
+            .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .add_service(FeedServer(Arc::clone(&shared)))
+            .serve_with_incoming_shutdown(
+                tokio_stream::StreamExt::map(TcpListenerStream::new(feed_listener), no_delay),
+                stop.clone().cancelled_owned(),
+            );
+        let stop_all = stop.clone();
+        tasks.spawn(async move {
+            if let Err(error) = server.await {
+                error!(%error, "the feed's server has ended");
+                stop_all.cancel();
+            }
+        });
+        let pages = axum::serve(status_listener, status::router(Arc::clone(&shared)))
+            .with_graceful_shutdown(stop.clone().cancelled_owned());
+        tasks.spawn(async move {
+            if let Err(error) = pages.await {
+                error!(%error, "the status page's server has ended");
+            }
+        });
+        info!(%feed, %status, epoch = shared.log.epoch(), "started");
+        Ok(Self { feed, status, shared, tasks })
+    }
+
+    /// Stops every part, in at most a few seconds.
+    pub async fn stop(mut self) {
+        self.shared.stop.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(STOP_TIMEOUT, all).await.is_err() {
+            self.tasks.abort_all();
+        }
+    }
+}
+
+/// Frames are small and wait for nothing.
+fn no_delay(
+    stream: std::io::Result<tokio::net::TcpStream>,
+) -> std::io::Result<tokio::net::TcpStream> {
+    let stream = stream?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// A number that no other life of a sidecar has had; not zero.
+fn new_epoch() -> Result<u64, Failure> {
+    let random = getrandom::u64().map_err(|error| error.to_string())?;
+    Ok(random.max(1))
+}

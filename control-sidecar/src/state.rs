@@ -1,0 +1,259 @@
+//! State: what every worker's cache holds, and the deltas that say so.
+//!
+//! Third stage of the feed path. Pure: events and worker lists in, bodies of
+//! delta frames and rosters out; no clock, no I/O. Its one owner is `keeper`.
+//!
+//! # Terms
+//!
+//! - *rank*: one data-parallel rank of one instance, a worker of the roster.
+//! - *incarnation*: one appearance of a rank in the worker list with the same
+//!   model and address. Each has a slot of its own.
+//!
+//! # Invariants
+//!
+//! 1. Applying all deltas in order gives exactly [`State::held`].
+//! 2. A block is held by a rank only if the rank said so and has not taken it
+//!    back. Whatever is not understood makes a block missing, never present.
+//! 3. A slot is used again only after a `cleared` operation for it.
+//!
+//! Where events come from, gaps and restarts are not known here; see
+//! `source::sequence`.
+
+pub mod outbox;
+pub mod rank;
+pub mod slots;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use warmpath_core::event::KvEvent;
+use warmpath_core::hash::BlockShape;
+use warmpath_core::ids::{Worker, WorkerSlot};
+use warmpath_core::limits::ROSTER_WORKERS_MAX;
+use warmpath_core::roster::{Parity, Role, Roster, RosterWorker};
+
+use outbox::Outbox;
+use rank::{Counts, Held, Rank};
+use slots::Slots;
+
+/// What a worker list says about one rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankSpec {
+    /// Who it is.
+    pub worker: Worker,
+    /// Index of its model.
+    pub model: u16,
+    /// How its model cuts blocks.
+    pub shape: BlockShape,
+    /// What it does.
+    pub role: Role,
+    /// Where requests go, an address.
+    pub endpoint: String,
+    /// Blocks its cache holds; 0 if not known.
+    pub total_kv_blocks: u64,
+    /// Whether its pages may be smaller than a block.
+    pub small_pages: bool,
+    /// Whether it publishes events.
+    pub has_events: bool,
+}
+
+impl RankSpec {
+    /// Whether `other` is the same incarnation: what was learnt of the one's
+    /// cache holds for the other.
+    fn same_incarnation(&self, other: &Self) -> bool {
+        self.model == other.model
+            && self.shape == other.shape
+            && self.endpoint == other.endpoint
+            && self.small_pages == other.small_pages
+            && self.has_events == other.has_events
+    }
+}
+
+/// One incarnation of a rank.
+#[derive(Clone, Debug)]
+pub struct Tracked {
+    /// Stands for it in the feed.
+    pub slot: WorkerSlot,
+    /// What the worker list says.
+    pub spec: RankSpec,
+    /// What its cache holds.
+    pub rank: Rank,
+}
+
+/// What a new worker list changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Slots of ranks that are new.
+    pub added: Vec<(Worker, WorkerSlot)>,
+    /// Slots of ranks that went.
+    pub removed: Vec<(Worker, WorkerSlot)>,
+    /// Ranks left out because there are too many.
+    pub refused: usize,
+}
+
+/// Everything known about every worker.
+#[derive(Debug, Default)]
+pub struct State {
+    ranks: BTreeMap<Worker, Tracked>,
+    by_slot: BTreeMap<u16, Worker>,
+    slots: Slots,
+    outbox: Outbox,
+    roster_changed: bool,
+    /// Counts of ranks that went.
+    past: Counts,
+}
+
+impl State {
+    /// Knows no worker.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes over a new worker list, the whole of it.
+    ///
+    /// - `list`: no worker twice. Beyond [`ROSTER_WORKERS_MAX`] ranks are left
+    ///   out, the last first.
+    ///
+    /// Ranks that went, and those that came back as something else, are cleared
+    /// in the feed; slots of new ranks are given in the order of the list, so
+    /// that a restart with the same list gives the same slots.
+    pub fn set_workers(&mut self, list: &[RankSpec]) -> Changes {
+        let taken = list.get(..ROSTER_WORKERS_MAX).unwrap_or(list);
+        let mut changes = Changes { refused: list.len() - taken.len(), ..Changes::default() };
+        let wanted: BTreeMap<Worker, &RankSpec> =
+            taken.iter().map(|spec| (spec.worker, spec)).collect();
+        let gone: Vec<Worker> = self
+            .ranks
+            .iter()
+            .filter(|(worker, tracked)| {
+                wanted.get(worker).is_none_or(|spec| !tracked.spec.same_incarnation(spec))
+            })
+            .map(|(worker, _)| *worker)
+            .collect();
+        for worker in gone {
+            if let Some(tracked) = self.ranks.remove(&worker) {
+                self.past.add(tracked.rank.counts());
+                self.outbox.clear(tracked.slot);
+                self.by_slot.remove(&tracked.slot.0);
+                self.slots.free(tracked.slot);
+                changes.removed.push((worker, tracked.slot));
+            }
+        }
+        for spec in taken {
+            if let Some(tracked) = self.ranks.get_mut(&spec.worker) {
+                self.roster_changed |= tracked.spec != *spec;
+                tracked.spec = spec.clone();
+                continue;
+            }
+            let Some(slot) = self.slots.take() else {
+                changes.refused += 1;
+                continue;
+            };
+            let rank = Rank::new(spec.shape, spec.small_pages, spec.total_kv_blocks);
+            self.by_slot.insert(slot.0, spec.worker);
+            self.ranks.insert(spec.worker, Tracked { slot, spec: spec.clone(), rank });
+            changes.added.push((spec.worker, slot));
+        }
+        self.roster_changed |= !changes.added.is_empty() || !changes.removed.is_empty();
+        changes
+    }
+
+    /// Applies what one incarnation's engine said. Events for a slot that is
+    /// not in use any more are dropped.
+    pub fn apply(&mut self, slot: WorkerSlot, events: &[KvEvent]) {
+        let Self { ranks, by_slot, outbox, roster_changed, .. } = self;
+        let Some(tracked) = by_slot.get(&slot.0).and_then(|worker| ranks.get_mut(worker)) else {
+            return;
+        };
+        let before = tracked.rank.evidence();
+        for event in events {
+            tracked.rank.apply(event, slot, outbox);
+        }
+        *roster_changed |= before != tracked.rank.evidence();
+    }
+
+    /// Forgets what one incarnation holds: its engine restarted, or what it
+    /// said was lost.
+    ///
+    /// - `also_evidence`: whether its block size is to be proven anew.
+    pub fn clear(&mut self, slot: WorkerSlot, also_evidence: bool) {
+        let Self { ranks, by_slot, outbox, roster_changed, .. } = self;
+        if let Some(tracked) = by_slot.get(&slot.0).and_then(|worker| ranks.get_mut(worker)) {
+            let before = tracked.rank.evidence();
+            tracked.rank.clear(slot, outbox);
+            if also_evidence {
+                tracked.rank.forget_evidence();
+            }
+            *roster_changed |= before != tracked.rank.evidence();
+        }
+    }
+
+    /// Bodies of delta frames that are due: full ones only.
+    pub fn full_deltas(&mut self) -> Vec<Vec<u8>> {
+        self.outbox.full()
+    }
+
+    /// Bodies of delta frames with everything that has changed.
+    pub fn all_deltas(&mut self) -> Vec<Vec<u8>> {
+        self.outbox.all()
+    }
+
+    /// Whether a change waits for its frame.
+    #[must_use]
+    pub fn has_deltas(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Whether the roster has changed since the last call.
+    pub fn take_roster_changed(&mut self) -> bool {
+        core::mem::take(&mut self.roster_changed)
+    }
+
+    /// Every incarnation, in the order of slots.
+    pub fn tracked(&self) -> impl Iterator<Item = &Tracked> {
+        self.by_slot.values().filter_map(|worker| self.ranks.get(worker))
+    }
+
+    /// The roster as it now is.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        let workers = self
+            .tracked()
+            .map(|Tracked { slot, spec, rank }| RosterWorker {
+                slot: *slot,
+                worker: spec.worker,
+                model: spec.model,
+                role: spec.role,
+                parity: if spec.has_events { rank.parity() } else { Parity::Blind },
+                endpoint: spec.endpoint.clone(),
+                total_kv_blocks: spec.total_kv_blocks,
+            })
+            .collect();
+        Roster { workers }
+    }
+
+    /// What everyone holds, as it is now; later changes do not show in it.
+    ///
+    /// # Cost
+    ///
+    /// One reference count a rank. A rank that changes while its part is still
+    /// held is copied once, whole.
+    #[must_use]
+    pub fn held(&self) -> Vec<(WorkerSlot, Arc<Held>)> {
+        self.tracked().map(|tracked| (tracked.slot, tracked.rank.held())).collect()
+    }
+
+    /// What was noticed, over all ranks that ever were.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut counts = self.past;
+        for tracked in self.ranks.values() {
+            counts.add(tracked.rank.counts());
+        }
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Status: what people, probes and Prometheus ask over HTTP.
+//!
+//! `/healthz` the process answers; `/readyz` it has something to serve and no
+//! gap that is not explained; `/metrics`; `/v1/state` everything there is to see.
+//! Never a token or a prompt.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State as Extract;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use warmpath_core::card::{Blind, ModelCard};
+use warmpath_core::roster::{Parity, Role};
+
+use crate::keeper::{Question, RankReport, Report};
+use crate::publish::service::Shared;
+use crate::source::zmq::View;
+use crate::state::rank::Notice;
+
+/// The pages.
+pub fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/state", get(state))
+        .with_state(shared)
+}
+
+async fn report(shared: &Shared) -> Option<Report> {
+    let (answer, report) = oneshot::channel();
+    shared.questions.send(Question::Report(answer)).await.ok()?;
+    report.await.ok()
+}
+
+fn stopping() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"ready": false, "reasons": ["stopping"]})))
+        .into_response()
+}
+
+async fn ready(Extract(shared): Extract<Arc<Shared>>) -> Response {
+    let Some(report) = report(&shared).await else { return stopping() };
+    let ready = report.unready.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready": ready, "reasons": report.unready}))).into_response()
+}
+
+async fn metrics(Extract(shared): Extract<Arc<Shared>>) -> Response {
+    // Levels are set when the state reports.
+    if report(&shared).await.is_none() {
+        return stopping();
+    }
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], shared.metrics.page()).into_response()
+}
+
+async fn state(Extract(shared): Extract<Arc<Shared>>) -> Response {
+    let Some(report) = report(&shared).await else { return stopping() };
+    let progress = shared.log.progress();
+    let cards = report.cards.as_deref();
+    let models: Vec<Value> =
+        cards.map(|cards| cards.models.iter().map(model).collect()).unwrap_or_default();
+    let workers: Vec<Value> = report
+        .ranks
+        .iter()
+        .map(|rank| {
+            let index = usize::from(rank.listed.spec.model);
+            let name = cards.and_then(|cards| cards.models.get(index)).map(|card| &card.name);
+            worker(rank, name)
+        })
+        .collect();
+    Json(json!({
+        "epoch": shared.log.epoch(),
+        "sequence": progress.last,
+        "open": progress.open,
+        "ready": report.unready.is_empty(),
+        "reasons": report.unready,
+        "followers": shared.metrics.followers(),
+        "streams": shared.metrics.streams(),
+        "lag": {"updates_waiting": report.updates_waiting},
+        "workers_list_error": report.list_error,
+        "workers": workers,
+        "models": models,
+    }))
+    .into_response()
+}
+
+fn model(card: &ModelCard) -> Value {
+    let tokenizer = match card.tokenizer {
+        Ok(blob) => {
+            json!({"state": "ready", "bytes": blob.len, "hash": format!("{:016x}", blob.hash)})
+        }
+        Err(Blind::Tokenizer) => json!({"state": "blind", "reason": "tokenizer"}),
+        Err(Blind::TokenizerKind) => json!({"state": "blind", "reason": "tokenizer_kind"}),
+    };
+    let templates: Vec<&str> = card.templates.iter().map(|it| it.name.as_str()).collect();
+    json!({
+        "name": card.name,
+        "aliases": card.aliases,
+        "block_size": card.block_size,
+        "context_length": card.context_length,
+        "eagle": card.eagle,
+        "tokenizer": tokenizer,
+        "templates": templates,
+    })
+}
+
+fn worker(rank: &RankReport, model: Option<&String>) -> Value {
+    let spec = &rank.listed.spec;
+    let not_indexed: serde_json::Map<String, Value> = Notice::ALL
+        .into_iter()
+        .filter(|notice| rank.counts.of(*notice) > 0)
+        .map(|notice| (notice.reason().to_owned(), rank.counts.of(notice).into()))
+        .collect();
+    json!({
+        "id": spec.worker.id.0,
+        "rank": spec.worker.rank.0,
+        "name": rank.listed.name,
+        "slot": rank.slot.0,
+        "endpoint": spec.endpoint,
+        "model": model,
+        "role": match spec.role {
+            Role::Aggregated => "aggregated",
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+        },
+        "parity": match rank.parity {
+            Parity::Exact => "exact",
+            Parity::Unproven => "unproven",
+            Parity::Blind => "blind",
+        },
+        "blocks": rank.blocks,
+        "pages": rank.pages,
+        "total_kv_blocks": spec.total_kv_blocks,
+        "last_engine_sequence": rank.applied,
+        "last_clear": rank.last_loss.map(crate::source::sequence::Loss::reason),
+        "not_indexed": not_indexed,
+        "source": rank.view.map(|view| source(&view)),
+    })
+}
+
+fn source(view: &View) -> Value {
+    let standing = view.standing;
+    json!({
+        "connected": standing.connected,
+        "repairing": standing.repairing,
+        "synced": standing.synced,
+        "partial": standing.partial.map(crate::source::sequence::Loss::reason),
+        "messages": view.messages,
+        "gaps": view.gaps,
+        "duplicates": view.duplicates,
+        "failure": view.failure,
+    })
+}
