@@ -133,3 +133,6 @@ pub const WORKERS_FILE_EVERY: Duration = Duration::from_millis(500);
 
 /// Longest file of a model's directory but the tokenizer, in bytes.
 pub const MODEL_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Compiled tokenizers kept on disk, of at most 13 MB each.
+pub const CACHE_FILES_MAX: usize = 16;

@@ -3,6 +3,8 @@
 //! What cannot be read makes that model blind, never the sidecar: its workers
 //! are then routed by load.
 
+pub mod cache;
+
 use std::io::Read;
 use std::path::Path;
 
@@ -16,6 +18,8 @@ use warmpath_core::limits::{
 use warmpath_core::render::Flavour;
 use warmpath_core::tokenize::compile::{CompileError, compile, wrap_json};
 
+use cache::Cache;
+
 use crate::config::{CompletionEngine, ModelConfig};
 use crate::limits::MODEL_FILE_BYTES_MAX;
 use crate::publish::blobs::Blobs;
@@ -26,12 +30,16 @@ const SPECIAL_TOKENS: [&str; 7] =
 
 /// Loads every model; keeps their tokenizers in `blobs`.
 ///
+/// - `cache`: where compiled tokenizers are kept.
+///
 /// # Cost
 ///
-/// Seconds of computing for large tokenizers; not for a thread that serves.
+/// Seconds of computing for large tokenizers that are not in the cache; not for
+/// a thread that serves.
 #[must_use]
-pub fn load_all(models: &[ModelConfig], blobs: &Blobs) -> Cards {
-    let mut cards = Cards { models: models.iter().map(|model| load(model, blobs)).collect() };
+pub fn load_all(models: &[ModelConfig], cache: &Cache, blobs: &Blobs) -> Cards {
+    let models = models.iter().map(|model| load(model, cache, blobs)).collect();
+    let mut cards = Cards { models };
     // One frame carries them all: what does not fit loses its templates.
     for at in (0..cards.models.len()).rev() {
         if cards.encode().len() <= FRAME_BODY_BYTES_MAX {
@@ -45,12 +53,15 @@ pub fn load_all(models: &[ModelConfig], blobs: &Blobs) -> Cards {
     cards
 }
 
-fn load(model: &ModelConfig, blobs: &Blobs) -> ModelCard {
+fn load(model: &ModelConfig, cache: &Cache, blobs: &Blobs) -> ModelCard {
     let directory = &model.directory;
     let config = read_json(directory, "tokenizer_config.json").unwrap_or_default();
     let json = read_bytes(directory, "tokenizer.json", TOKENIZER_BYTES_MAX);
     let tokenizer = match &json {
-        Ok(bytes) => compile_tokenizer(bytes, model.hf_tokenizers).map(|file| blobs.add(file)),
+        Ok(bytes) => {
+            let file = compile_tokenizer(bytes, model.hf_tokenizers, cache);
+            file.map(|file| blobs.add(file))
+        }
         Err(error) => {
             warn!(model = model.name, error, "tokenizer.json cannot be read: the model is blind");
             Err(Blind::Tokenizer)
@@ -87,10 +98,15 @@ fn load(model: &ModelConfig, blobs: &Blobs) -> ModelCard {
 ///
 /// - `hf_tokenizers`: whether the filters carry HF's own engine, for what the
 ///   compiler refuses.
-fn compile_tokenizer(json: &[u8], hf_tokenizers: bool) -> Result<Vec<u8>, Blind> {
-    let outcome = compile(json);
-    match outcome {
-        Ok(file) => Ok(file),
+fn compile_tokenizer(json: &[u8], hf_tokenizers: bool, cache: &Cache) -> Result<Vec<u8>, Blind> {
+    if let Some(file) = cache.find(json) {
+        return Ok(file);
+    }
+    match compile(json) {
+        Ok(file) => {
+            cache.keep(json, &file);
+            Ok(file)
+        }
         Err(error @ CompileError::Unsupported(_)) if hf_tokenizers => {
             info!(%error, "the tokenizer is passed on as it is");
             let file = wrap_json(json);

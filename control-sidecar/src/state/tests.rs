@@ -1,6 +1,8 @@
 //! The state against a model too simple to be wrong: the deltas, applied by the
 //! core's own decoder, must give what the engine's cache holds.
 
+#![expect(clippy::cast_possible_truncation, reason = "the tests' own small numbers")]
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proptest::prelude::*;
@@ -380,7 +382,7 @@ fn truth(cache: &Cache, page_size: u32) -> BTreeSet<u64> {
     let mut truth = BTreeSet::new();
     for page in cache.copies.keys() {
         let chain = chain(*page);
-        if chain.len() % pages_of_block != 0 {
+        if !chain.len().is_multiple_of(pages_of_block) {
             continue;
         }
         let block = &chain[chain.len() - pages_of_block..];
