@@ -10,5 +10,6 @@
 )]
 
 mod feed;
+mod program;
 mod sources;
 mod support;
