@@ -8,6 +8,7 @@ pub mod cache;
 use std::io::Read;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{info, warn};
 use warmpath_core::card::{Blind, Cards, ModelCard, NamedTemplate};
@@ -67,9 +68,8 @@ fn load(model: &ModelConfig, cache: &Cache, blobs: &Blobs) -> ModelCard {
             Err(Blind::Tokenizer)
         }
     };
-    let json = json.ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     let adds_special = model.engine != CompletionEngine::Dynamo;
-    let prefix = json.as_ref().filter(|_| adds_special).map(completion_prefix);
+    let prefix = json.ok().filter(|_| adds_special).map(|bytes| completion_prefix(&bytes));
     let card = ModelCard {
         name: model.name.clone(),
         aliases: model.aliases.clone(),
@@ -126,10 +126,16 @@ fn compile_tokenizer(json: &[u8], hf_tokenizers: bool, cache: &Cache) -> Result<
 ///
 /// Reads `TemplateProcessing`, `BertProcessing`, `RobertaProcessing`, and
 /// sequences of processors; any other adds nothing.
-fn completion_prefix(tokenizer: &Value) -> Vec<u32> {
-    let processor = tokenizer.get("post_processor").unwrap_or(&Value::Null);
+fn completion_prefix(tokenizer_json: &[u8]) -> Vec<u32> {
+    /// The rest of the file, megabytes of vocabulary, is passed over.
+    #[derive(Default, Deserialize)]
+    struct Tokenizer {
+        #[serde(default)]
+        post_processor: Value,
+    }
+    let tokenizer: Tokenizer = serde_json::from_slice(tokenizer_json).unwrap_or_default();
     let mut prefix = Vec::new();
-    collect_prefix(processor, &mut prefix, 0);
+    collect_prefix(&tokenizer.post_processor, &mut prefix, 0);
     prefix.truncate(CARD_PREFIX_TOKENS_MAX);
     prefix
 }

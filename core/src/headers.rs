@@ -19,7 +19,7 @@ pub const DEBUG_PREFIX: &str = "x-warmpath-";
 /// Every name that steers routing somewhere, in any generation of the engines'
 /// and pickers' protocols. Removed from each request before anything else: a
 /// client that sets one must not reach a worker of its choosing.
-pub const STRIPPED: [&str; 42] = [
+pub const STRIPPED: [&str; 44] = [
     // Endpoint-picker protocol.
     DESTINATION,
     "x-gateway-destination-endpoint-subset",
@@ -28,6 +28,8 @@ pub const STRIPPED: [&str; 42] = [
     "x-gateway-inference-fairness-id",
     "x-gateway-inference-objective",
     "x-gateway-model-name-rewrite",
+    "x-gateway-model-name",
+    "x-gateway-base-model-name",
     "test-epp-endpoint-selection",
     "x-envoy-original-dst-host",
     // Dynamo, canonical.

@@ -134,7 +134,12 @@ fn read_tokens(
             let model = models.model(number).ok_or(Reason::UnknownModel)?;
             let template = model.template().ok_or(Reason::BlindTemplate)?;
             let text = template.render(chat, now).map_err(|_| Reason::RenderFailed)?;
-            let mut tokens = Vec::new();
+            // Templates print their own special tokens; engines add none to
+            // them unless told to.
+            let mut tokens = match request.add_special_tokens {
+                Some(true) => model.card().completion_prefix.clone(),
+                Some(false) | None => Vec::new(),
+            };
             let tokenizer = models.tokenizer(number)?;
             tokenizer.encode(&text, &mut tokens).map_err(|_| Reason::PromptTooLong)?;
             Ok((tokens, Reason::Kv))

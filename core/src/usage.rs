@@ -184,17 +184,16 @@ impl ResponseReader {
 /// The last `"usage": {…}` with token counts in a piece of JSON, whose
 /// beginning may be missing.
 ///
-/// Inside a JSON string every quote has a backslash before it, so a quote
-/// without one, followed by `usage"`, starts a key. At most
+/// Inside a JSON string every quote has a backslash before it, so `"usage"` does
+/// not occur there; only a string that ends in `\"usage"` looks alike. At most
 /// [`USAGE_KEYS_MAX`] keys are looked at.
 fn last_usage(json: &[u8]) -> Option<Usage> {
     const KEY: &[u8] = b"\"usage\"";
     let mut end = json.len();
     for _ in 0..USAGE_KEYS_MAX {
         let at = json.get(..end)?.windows(KEY.len()).rposition(|bytes| bytes == KEY)?;
-        let inside_string = at.checked_sub(1).and_then(|before| json.get(before)) == Some(&b'\\');
-        if !inside_string && let Some(usage) = json.get(at + KEY.len()..).and_then(usage_after_key)
-        {
+        let ends_string = at.checked_sub(1).and_then(|before| json.get(before)) == Some(&b'\\');
+        if !ends_string && let Some(usage) = json.get(at + KEY.len()..).and_then(usage_after_key) {
             return Some(usage);
         }
         end = at;

@@ -41,7 +41,7 @@ impl Default for RawConfig {
             debug_headers: false,
             token_data: false,
             index_blocks_max: 4_000_000,
-            body_bytes_max: 16 * 1024 * 1024,
+            body_bytes_max: 4 * 1024 * 1024,
             booking_expiry_ms: 300_000,
             feed_stale_ms: 2_000,
         }
@@ -67,7 +67,8 @@ pub struct Config {
     /// Default 4 million.
     pub index_blocks_max: usize,
     /// Longest body that is looked at, in bytes; a longer one is routed by
-    /// load. 1 KiB to 16 MiB, the default.
+    /// load: looking at it would hold the worker thread up for too long. 1 KiB to
+    /// 16 MiB; default 4 MiB.
     pub body_bytes_max: usize,
     /// After how long a booking that nobody frees or refreshes ends, in
     /// milliseconds. 1 s to 1 day; default 300 s, Dynamo's.

@@ -31,8 +31,10 @@ const METHOD: &str = "Attach";
 #[derive(Debug)]
 struct Follow {
     stream: u32,
-    /// When something last came, in milliseconds.
+    /// When something last came, or it was opened, in milliseconds.
     heard_at_ms: u64,
+    /// Whether anything has come at all.
+    is_heard: bool,
     /// The blob that is being fetched for the shelf.
     fetch: Option<Fetch>,
 }
@@ -126,7 +128,8 @@ impl Vm {
             sequence: seen.sequence,
         };
         if let Some(stream) = self.open(&hello, 0) {
-            self.feed.follow = Some(Follow { stream, heard_at_ms: now_ms, fetch: None });
+            self.feed.follow =
+                Some(Follow { stream, heard_at_ms: now_ms, is_heard: false, fetch: None });
         }
     }
 
@@ -185,6 +188,7 @@ impl Vm {
             && follow.stream == stream
         {
             follow.heard_at_ms = now_ms;
+            follow.is_heard = true;
             self.on_log_frame(frame);
         }
     }
@@ -254,8 +258,11 @@ impl Vm {
             self.feed.snapshot = None;
             self.replica.abandon_snapshot();
         }
-        if self.feed.follow.as_ref().is_some_and(|follow| follow.stream == stream) {
-            self.feed.follow = None;
+        if let Some(follow) = self.feed.follow.take_if(|follow| follow.stream == stream)
+            && follow.is_heard
+        {
+            // Of attempts that never got through only the counter tells: there
+            // are four a second while the sidecar is away.
             log::warn!("warmpath: the sidecar's stream ended with status {status}");
         }
         self.metrics.add(Counter::FeedStreamsEnded, 1);

@@ -12,6 +12,10 @@ pub(crate) const TICK_RING_NS: u64 = 800_000;
 /// applied on ticks; the decision is then made on a slightly older state.
 pub(crate) const REQUEST_ENTRIES_MAX: u32 = 256;
 
+/// Time that a request may spend on applying them, over all attempts at its
+/// booking, in nanoseconds: a single delta may take 0.2 ms.
+pub(crate) const REQUEST_RING_NS: u64 = 500_000;
+
 /// How often a booking is decided again when another VM was faster.
 pub(crate) const BOOKING_ATTEMPTS_MAX: u32 = 4;
 

@@ -14,7 +14,7 @@ use warmpath_core::route::{Choice, Prepared, select};
 use warmpath_core::score::Knobs;
 
 use crate::host;
-use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_ENTRIES_MAX};
+use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_ENTRIES_MAX, REQUEST_RING_NS};
 use crate::metrics::Counter;
 use crate::vm::Vm;
 
@@ -29,10 +29,16 @@ impl Vm {
     /// Chooses a worker and books it; `None` if no worker is there.
     pub(crate) fn place(&mut self, prepared: &Prepared) -> Option<Placed> {
         let id = self.next_booking();
-        let now_ms = host::monotonic_ns() / 1_000_000;
+        let started = host::monotonic_ns();
+        let now_ms = started / 1_000_000;
         let knobs = Knobs::default();
         for _ in 0..BOOKING_ATTEMPTS_MAX {
-            self.catch_up(REQUEST_ENTRIES_MAX, u64::MAX);
+            let spent = host::monotonic_ns().saturating_sub(started);
+            let is_current =
+                self.catch_up(REQUEST_ENTRIES_MAX, REQUEST_RING_NS.saturating_sub(spent));
+            if !is_current {
+                break;
+            }
             let choice = select(&mut self.replica, prepared, &knobs, &mut self.random)?;
             let entry = booked(id, prepared, &choice, now_ms);
             match self.ring.append_at(&self.store, self.position, &entry) {

@@ -71,7 +71,7 @@ pub fn fuzz(seed: u64, count: usize, length: usize) -> Vec<String> {
                     6 => text.push(random.char_in(0x1F300, 0x1FAFF)),
                     7 => text.push(random.char_in(0x3040, 0x30FF)),
                     8 => text.push(' '),
-                    _ => text.push_str(random.one_of(&BITS)),
+                    _ => text.push_str(random.one_of::<&str>(&BITS)),
                 }
             }
             text
@@ -93,7 +93,7 @@ pub fn added_fuzz(seed: u64, count: usize, tokens: &[String]) -> Vec<String> {
                     0 | 1 => text.push_str(token),
                     2 => text.extend(token.chars().take(cut)),
                     3 => text.extend(token.chars().skip(cut)),
-                    _ => text.push_str(random.one_of(&between)),
+                    _ => text.push_str(random.one_of::<&str>(&between)),
                 }
             }
             text

@@ -84,7 +84,8 @@ fn read_folder(folder: &Path) -> Vec<String> {
     while bytes < FOLDER_BYTES && !files.is_empty() {
         let path = files.swap_remove(random.below(files.len()));
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
-        let end = text.floor_char_boundary(FILE_BYTES);
+        let end = (0..=FILE_BYTES.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+        let end = end.unwrap_or(0);
         bytes += end;
         texts.push(text[..end].to_owned());
     }

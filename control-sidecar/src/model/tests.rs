@@ -129,7 +129,7 @@ fn special_tokens_are_texts_or_maps() {
 
 #[test]
 fn completion_prefixes_are_those_of_the_post_processor() {
-    let of = |json: &str| completion_prefix(&serde_json::from_str(json).unwrap());
+    let of = |json: &str| completion_prefix(json.as_bytes());
     let template = r#"{"type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
                    {"SpecialToken": {"id": "</s>", "type_id": 0}}],

@@ -3,7 +3,9 @@
 
 use serde_json::Value;
 
+use super::scanner::plain_bytes;
 use super::*;
+use crate::limits::JSON_DEPTH_MAX;
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;

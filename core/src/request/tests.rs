@@ -174,7 +174,8 @@ fn the_four_forms_of_a_completion_prompt() {
     for wrong in ["1", "true", "{}", r#"["a",1]"#, "[[1],2]", "[null]", "[{}]"] {
         assert_eq!(read(wrong), Err(RequestError::WrongType(Field::Prompt)), "{wrong}");
     }
-    for wrong in [r#"[1,"a"]"#, "[1,null]", "[[1,[2]]]"] {
+    assert_eq!(read("[ 10 ,\n20\t,30\r]"), Ok(json!([10, 20, 30])));
+    for wrong in ["[1,[]]", "[1,{}]", "[1,-0]", "[1,true]", r#"[1,"a"]"#, "[1,null]", "[[1,[2]]]"] {
         assert_eq!(read(wrong), Err(RequestError::TokenId), "{wrong}");
     }
 }

@@ -60,7 +60,7 @@ pub(crate) fn search(
     stop: usize,
 ) -> Searched {
     let stop = stop.min(text.len());
-    let mut steps = stop.saturating_sub(from);
+    let mut steps = 0;
     let mut start = from;
     while let Some(tail) = text.get(start..stop) {
         let next = tail.iter().position(|&byte| first.get(usize::from(byte)) == Some(&true));
@@ -71,11 +71,11 @@ pub(crate) fn search(
         steps += looked;
         if let Some((token, len)) = longest {
             let found = Some(Match { token, start, end: start + len });
-            return Searched { found, until: start, steps };
+            return Searched { found, until: start, steps: steps + start - from };
         }
         start += 1;
     }
-    Searched { found: None, until: stop.max(from), steps }
+    Searched { found: None, until: stop.max(from), steps: steps + stop.saturating_sub(from) }
 }
 
 /// The longest added token that `text` starts with, and the bytes looked at.

@@ -11,14 +11,23 @@
 //!   match that ended *before* the byte that led to them.
 //! - *class*: bytes that no state tells apart; the last class is the end.
 //! - *match kind*: 0 is the match itself; 1 gives back its last character,
-//!   which is how the look-ahead in `\s+(?!\S)` is expressed without one.
+//!   which is how the look-ahead in `\s+(?!\S)` is expressed without one; from
+//!   2 on it is one character that no pattern matches, and the kinds of text
+//!   that an earlier split told apart are different numbers.
+//! - *gap*: characters of the same kind of text that no pattern matches.
 
 use super::EncodeError;
 use super::file::Tables;
 use crate::limits::PRETOKEN_BYTES_MAX;
 
+/// A match is a piece.
+pub(crate) const MATCH_WHOLE: u8 = 0;
 /// A match gives back its last character.
 pub(crate) const MATCH_DROPS_LAST: u8 = 1;
+/// A match is a character of a gap, from this number on.
+pub(crate) const MATCH_GAP: u8 = 2;
+/// The kind of a gap that no pattern of the automaton stands for.
+const PLAIN_GAP: u8 = u8::MAX;
 
 /// The dead state.
 const DEAD: usize = 0;
@@ -53,24 +62,29 @@ pub(crate) fn next_piece(
 ) -> Result<Piece, EncodeError> {
     let mut at = start;
     let mut steps = 0;
+    let mut gap = None;
     while at < text.len() {
         let look = match_at(tables, text, at).ok_or(EncodeError::PretokenTooLong)?;
         steps += look.steps;
-        let end = match look.end {
-            // The gap before a match is a piece of its own.
-            Some(_) if at > start => return Ok(Piece { end: at, steps }),
-            Some(end) => end,
-            None => at + char_len(text, at),
+        let (end, gap_here) = match look.found {
+            Some((end, kind)) if kind < MATCH_GAP => (end, None),
+            Some((end, kind)) => (end, Some(kind)),
+            None => (at + char_len(text, at), Some(PLAIN_GAP)),
         };
+        // A gap ends at a match, and at a gap of another kind.
+        if at > start && gap != gap_here {
+            return Ok(Piece { end: at, steps });
+        }
         if end - start > PRETOKEN_BYTES_MAX {
             return Err(EncodeError::PretokenTooLong);
         }
-        if look.end.is_some() {
+        if gap_here.is_none() {
             return Ok(Piece { end, steps });
         }
         if steps > steps_max {
             return Err(EncodeError::TooMuchWork);
         }
+        gap = gap_here;
         at = end;
     }
     Ok(Piece { end: at, steps })
@@ -78,8 +92,8 @@ pub(crate) fn next_piece(
 
 /// What lies at one position.
 struct Look {
-    /// Where the match ends, if there is one.
-    end: Option<usize>,
+    /// The end and the kind of the match, if there is one.
+    found: Option<(usize, u8)>,
     /// Bytes looked at.
     steps: u64,
 }
@@ -119,16 +133,17 @@ fn match_at(tables: &Tables<'_>, text: &[u8], start: usize) -> Option<Look> {
             last = Some((looked, state));
         }
     }
-    let end = last.and_then(|(len, state)| match_end(tables, tail, len, state));
-    Some(Look { end: end.map(|len| start + len), steps: looked as u64 + 1 })
+    let found = last.and_then(|(len, state)| {
+        let kind = tables.dfa_matches.get(state - FIRST_MATCH).copied()?;
+        Some((start + match_len(tail, len, kind)?, kind))
+    });
+    Some(Look { found, steps: looked as u64 + 1 })
 }
 
 /// The length of the piece of a match; `None` if nothing is left of it.
-fn match_end(tables: &Tables<'_>, tail: &[u8], len: usize, state: usize) -> Option<usize> {
-    let kind = tables.dfa_matches.get(state - FIRST_MATCH).copied().unwrap_or(0);
+fn match_len(tail: &[u8], len: usize, kind: u8) -> Option<usize> {
     let len = if kind == MATCH_DROPS_LAST {
-        let matched = tail.get(..len)?;
-        matched.iter().rposition(|&byte| !is_continuation(byte))?
+        tail.get(..len)?.iter().rposition(|&byte| !is_continuation(byte))?
     } else {
         len
     };

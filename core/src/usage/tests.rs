@@ -79,6 +79,7 @@ fn responses_without_usage_have_none() {
         r#"{"usage":{"prompt_tokens":"5"}}"#,
         r#"{"usage":{"prompt_tokens":5"#,
         r#"{"text":"\"usage\":{\"prompt_tokens\":5}"}"#,
+        r#"{"a\"usage":{"prompt_tokens":5}}"#,
         "data: {\"text\":\"\\\"usage\\\":{\\\"prompt_tokens\\\":5}\"}\n\n",
         "event: x\nid: \"usage\":{\"prompt_tokens\":5}\n\n",
     ] {

@@ -102,7 +102,7 @@ EDGES = [
     "\u0344 \u0958 \u2adc \u0f73 \U0001d15e", "▁", "▁a", "a▁b", "a ▁ b", "▁▁▁", "> ▁", ">▁>", "<0x41> <0xE2><0x96><0x81>", "Ġ Ċ ĉ âĢ",
     "\x00", "a\x00b", "\x01\x02\x7f", "\u200b\u200d\ufeff", "\ufffd", "\U0010ffff\ue000", "𝒜𝔅ℂ 𠮷野家 𐐷", "ﷺ", "ا" * 40, "漢" * 60, "ab" * 90, " " * 70,
     "\n" * 50, "=" * 100, "a" * 200, "é" * 100, "0" * 50, "_" * 33 + "x", "\t" * 31 + "y",
-    " \u0301a", "a\u200dб", "日本語English混在テキスト123です。", "你好，world！", "한국어와English", "…—–“”‘’«»", "C++ C# F# .NET Node.js", "\\n \\t \\\\ \"", "$x = @y ?? [];",
+    " \u0301a", "a\u200dб", "日本語English混在テキスト123です。", "你好，world！", "한국어와English", "…—–“”‘’«»", "C++ C# F# .NET Node.js", "カ・カ゠か", "漢\u3040\u3097\u0378", "\u3040\u3097\u0378 か\u3099\u3098", "\u309b\u309cか、か。カーヽ", "\u0378\u0379\u3098漢", "\ue000\u3098\ue001", "\\n \\t \\\\ \"", "$x = @y ?? [];",
 ]
 
 MARKS = {
@@ -130,6 +130,7 @@ def fuzz_texts():
         lambda: chr(rng.choice([rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF)])),
         lambda: rng.choice(["'s", "'LL", " 123", "▁", "e\u0301", "\u0301", "\u0323", "...", "\r\n"]),
         lambda: chr(rng.randint(0x1F300, 0x1FAFF)),
+        lambda: chr(rng.randint(0x3040, 0x30FF)),
     ]
     texts = []
     for _ in range(500):

@@ -4,12 +4,13 @@
 //! One thread only: children are tied to the thread that started them.
 
 use std::io::Write;
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::stack::options::{Command, Options, OptionsError, USAGE};
 use warmpath_tests::stack::report::Report;
-use warmpath_tests::stack::{demo, smoke};
+use warmpath_tests::stack::{child, demo, smoke};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -32,20 +33,24 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let command = options.command;
-    let work = async move {
-        match command {
-            Command::Demo => demo::run(options).await,
-            Command::Smoke => smoke::run(options).await,
-            Command::Baseline => smoke::baseline(options).await,
-        }
+    let stop = std::pin::pin!(asked_to_stop());
+    let status = match options.command {
+        Command::Demo => demo::run(options, stop).await,
+        Command::Smoke => bounded(smoke::run(options), stop).await,
+        Command::Baseline => bounded(smoke::baseline(options), stop).await,
     };
-    // Dropping the work kills its children; the demo, once up, stops them in
-    // order by itself.
+    child::reap().await;
+    status
+}
+
+/// Runs to the end unless asked to stop: dropping the work kills its children.
+async fn bounded(
+    work: impl Future<Output = ExitCode>,
+    stop: Pin<&mut impl Future<Output = ()>>,
+) -> ExitCode {
     tokio::select! {
-        biased;
         status = work => status,
-        () = asked_to_stop() => ExitCode::FAILURE,
+        () = stop => ExitCode::FAILURE,
     }
 }
 

@@ -28,7 +28,9 @@ use tokio::sync::mpsc;
 
 use super::cache::CacheKeys;
 use super::config::EngineConfig;
-use super::limits::{BODY_BYTES_MAX, OUTPUT_QUEUE_PIECES, OUTPUT_TOKENS_MAX, PROMPTS_MAX};
+use super::limits::{
+    BODY_BYTES_MAX, INLINE_BODY_BYTES_MAX, OUTPUT_QUEUE_PIECES, OUTPUT_TOKENS_MAX, PROMPTS_MAX,
+};
 use super::metrics;
 use super::model::PromptError;
 use super::openai::{ChatRequest, Common, CompletionRequest, Prompt, Usage};
@@ -133,7 +135,8 @@ async fn chat(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response
     }
     let context =
         request.context().ok_or(Refusal::bad("a message must be an object with a role"))?;
-    let tokens = server.engine.model.chat_tokens(&context)?;
+    let engine = Arc::clone(&server.engine);
+    let tokens = off_thread(body.len(), move || engine.model.chat_tokens(&context)).await?;
     if let Some(sent) = request.common.nvext.as_ref().and_then(|nvext| nvext.token_data.as_ref()) {
         server.engine.note_token_data(*sent == tokens);
     }
@@ -143,16 +146,32 @@ async fn chat(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response
 async fn completion(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response, Refusal> {
     let request: CompletionRequest = parse(&body)?;
     let keys = server.keys(&request.common)?;
-    let texts = |texts: Vec<String>| -> Result<Vec<Vec<u32>>, PromptError> {
-        texts.iter().map(|text| server.engine.model.completion_tokens(text)).collect()
+    let engine = Arc::clone(&server.engine);
+    let texts = async |texts: Vec<String>| {
+        let tokenize = move || -> Result<Vec<Vec<u32>>, PromptError> {
+            texts.iter().map(|text| engine.model.completion_tokens(text)).collect()
+        };
+        off_thread(body.len(), tokenize).await
     };
     let prompts = match request.prompt {
-        Prompt::Text(text) => texts(vec![text])?,
-        Prompt::Texts(several) => texts(several)?,
+        Prompt::Text(text) => texts(vec![text]).await?,
+        Prompt::Texts(several) => texts(several).await?,
         Prompt::Tokens(tokens) => vec![tokens],
         Prompt::TokenLists(lists) => lists,
     };
     server.answer(Shape::Completion, &request.common, keys, prompts).await
+}
+
+/// Does the work here if it is short, else where it holds nobody up.
+async fn off_thread<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, PromptError> + Send + 'static,
+) -> Result<T, PromptError> {
+    if bytes <= INLINE_BODY_BYTES_MAX {
+        return work();
+    }
+    // A panic in the tokenizer is a refusal as well.
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(PromptError::Tokenizer))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
@@ -421,3 +440,6 @@ async fn control_restart(
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
+
+#[cfg(test)]
+mod tests;

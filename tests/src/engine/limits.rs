@@ -32,3 +32,8 @@ pub const CACHE_BLOCKS_MAX: usize = 1 << 22;
 
 /// Longest wait for one peer to take a replay message, in milliseconds.
 pub const REPLAY_SEND_MS_MAX: u64 = 2_000;
+
+/// Longest body whose prompt is tokenized at once, in bytes: about 10 ms of
+/// work. Longer ones go to a thread of their own, so that health checks and
+/// streams do not wait for them.
+pub const INLINE_BODY_BYTES_MAX: usize = 64 * 1024;

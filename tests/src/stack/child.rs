@@ -14,13 +14,15 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::limits::{LOG_TAIL_BYTES, STOP_WITHIN};
+use super::limits::{LOG_TAIL_BYTES, POLL, STOP_WITHIN};
 
 /// A running process.
 pub struct Child {
@@ -98,6 +100,21 @@ impl Child {
         if let Some(id) = self.process.id().and_then(|id| i32::try_from(id).ok()) {
             // An error means that it is gone already.
             let _gone = kill(Pid::from_raw(id), signal);
+        }
+    }
+}
+
+/// Waits until every child that was killed is gone from the process table too,
+/// for as long as one gets to stop.
+pub async fn reap() {
+    let deadline = Instant::now() + STOP_WITHIN;
+    // An error says that there is no child.
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            if Instant::now() > deadline {
+                return;
+            }
+            sleep(POLL).await;
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Demo: a short conversation set, told request by request, then a gateway to
 //! try things on.
 
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use super::client::Answer;
@@ -35,8 +35,8 @@ const PORT: u16 = 10_000;
 /// Time between two looks at whether everything still runs.
 const WATCH: Duration = Duration::from_millis(500);
 
-/// Runs until Ctrl-C, SIGTERM or the death of a part.
-pub async fn run(options: Options) -> ExitCode {
+/// Runs until `stop` is ready or a part dies.
+pub async fn run(options: Options, mut stop: Pin<&mut impl Future<Output = ()>>) -> ExitCode {
     let seed = options.seed;
     let port = options.port.or_else(|| {
         let free = std::net::TcpListener::bind(("127.0.0.1", PORT)).is_ok();
@@ -47,21 +47,40 @@ pub async fn run(options: Options) -> ExitCode {
         line("note: this is the small committed model; `make setup` gets the Qwen3 tokenizer");
     }
     line("starting three simulated engines, the sidecar and Envoy ...");
-    let mut stack = match Stack::start(options, ENGINE_SHAPE, port).await {
-        Ok(stack) => stack,
-        Err(error) => {
-            line(format_args!("the stack does not start: {error}"));
-            return ExitCode::FAILURE;
-        }
+    let mut stack = tokio::select! {
+        started = Stack::start(options, ENGINE_SHAPE, port) => match started {
+            Ok(stack) => stack,
+            Err(error) => {
+                line(format_args!("the stack does not start: {error}"));
+                return ExitCode::FAILURE;
+            }
+        },
+        // What was started so far is killed with the future that started it.
+        () = &mut stop => return ExitCode::SUCCESS,
     };
-    let told = conversation(&stack, seed).await;
-    if told {
-        invitation(&stack);
-    }
-    let status = if told && stay(&mut stack).await { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let fine = tokio::select! {
+        fine = show(&mut stack, seed) => fine,
+        () = stop => true,
+    };
     line("stopping ...");
     stack.stop().await;
-    status
+    if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Tells the conversations and stays up; returns `false` when something broke
+/// and not otherwise.
+async fn show(stack: &mut Stack, seed: u64) -> bool {
+    if !conversation(stack, seed).await {
+        return false;
+    }
+    invitation(stack);
+    loop {
+        sleep(WATCH).await;
+        if let Some((name, log)) = stack.ended() {
+            line(format_args!("{name} ended by itself; its log:\n{log}"));
+            return false;
+        }
+    }
 }
 
 /// Sends the conversations and tells what happened. `false` if one failed.
@@ -137,23 +156,4 @@ fn invitation(stack: &Stack) {
         stack.engine_addresses().next().unwrap_or_default()
     ));
     line("Ctrl-C stops everything.");
-}
-
-/// Waits for the end. `true` if it was asked for.
-async fn stay(stack: &mut Stack) -> bool {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return false;
-    };
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return true,
-            _ = tokio::signal::ctrl_c() => return true,
-            () = sleep(WATCH) => {
-                if let Some((name, log)) = stack.ended() {
-                    line(format_args!("{name} ended by itself; its log:\n{log}"));
-                    return false;
-                }
-            }
-        }
-    }
 }

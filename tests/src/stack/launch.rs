@@ -95,6 +95,10 @@ pub struct Ports {
     pub plain: u16,
     /// Its admin port.
     pub plain_admin: u16,
+    /// Gateway with the module in mode `body`.
+    pub body: u16,
+    /// Its admin port.
+    pub body_admin: u16,
     /// Sidecar's feed.
     pub feed: u16,
     /// Sidecar's status.
@@ -127,6 +131,8 @@ impl Ports {
             admin: pick()?,
             plain: pick()?,
             plain_admin: pick()?,
+            body: pick()?,
+            body_admin: pick()?,
             feed: pick()?,
             status: pick()?,
         })
@@ -137,6 +143,15 @@ impl Ports {
 #[must_use]
 pub fn local(port: u16) -> String {
     format!("127.0.0.1:{port}")
+}
+
+/// One Envoy to be started.
+struct Gateway {
+    name: &'static str,
+    template: &'static str,
+    port: u16,
+    admin: u16,
+    workers: [u16; ENGINES],
 }
 
 /// The running parts.
@@ -203,7 +218,7 @@ impl Stack {
         stack.write_sidecar_files(shape)?;
         stack.start_sidecar().await?;
         let started = Instant::now();
-        stack.start_envoy("envoy.yaml", stack.ports.admin).await?;
+        stack.start_envoy(stack.module_gateway()).await?;
         stack.envoy_ready = Some(started.elapsed());
         stack.warm_up().await?;
         Ok(stack)
@@ -215,7 +230,43 @@ impl Stack {
     ///
     /// [`StackError`].
     pub async fn start_plain(&mut self) -> Result<(), StackError> {
-        self.start_envoy("envoy-round-robin.yaml", self.ports.plain_admin).await
+        let gateway = Gateway {
+            name: "envoy-plain",
+            template: "envoy-round-robin.yaml",
+            port: self.ports.plain,
+            admin: self.ports.plain_admin,
+            workers: self.ports.engines.map(|ports| ports.http),
+        };
+        self.start_envoy(gateway).await
+    }
+
+    /// Starts the gateway in mode `body`, in front of these frontends.
+    ///
+    /// # Errors
+    ///
+    /// [`StackError`].
+    pub async fn start_body_gateway(
+        &mut self,
+        frontends: [u16; ENGINES],
+    ) -> Result<(), StackError> {
+        let gateway = Gateway {
+            name: "envoy-body",
+            template: "envoy-body.yaml",
+            port: self.ports.body,
+            admin: self.ports.body_admin,
+            workers: frontends,
+        };
+        self.start_envoy(gateway).await
+    }
+
+    fn module_gateway(&self) -> Gateway {
+        Gateway {
+            name: "envoy",
+            template: "envoy.yaml",
+            port: self.ports.gateway,
+            admin: self.ports.admin,
+            workers: self.ports.engines.map(|ports| ports.http),
+        }
     }
 
     /// Starts the sidecar and waits until it is ready.
@@ -309,24 +360,22 @@ impl Stack {
         }
     }
 
-    async fn start_envoy(&mut self, template: &str, admin: u16) -> Result<(), StackError> {
-        let plain = admin == self.ports.plain_admin;
-        let gateway = if plain { self.ports.plain } else { self.ports.gateway };
+    async fn start_envoy(&mut self, gateway: Gateway) -> Result<(), StackError> {
+        let Gateway { name, template, port, admin, workers } = gateway;
         let template = std::fs::read_to_string(self.options.envoy_config(template))?;
         let wasm = self.options.wasm.display().to_string();
         let mut values = vec![
             ("GATEWAY_ADDRESS", "127.0.0.1".to_owned()),
-            ("GATEWAY_PORT", gateway.to_string()),
+            ("GATEWAY_PORT", port.to_string()),
             ("ADMIN_PORT", admin.to_string()),
             ("FEED_PORT", self.ports.feed.to_string()),
             ("WASM_FILE", wasm),
             ("DEBUG_HEADERS", "true".to_owned()),
         ];
-        let workers = ["WORKER_1_PORT", "WORKER_2_PORT", "WORKER_3_PORT"];
-        for (name, ports) in workers.into_iter().zip(&self.ports.engines) {
-            values.push((name, ports.http.to_string()));
+        let names = ["WORKER_1_PORT", "WORKER_2_PORT", "WORKER_3_PORT"];
+        for (name, worker) in names.into_iter().zip(workers) {
+            values.push((name, worker.to_string()));
         }
-        let name = if plain { "envoy-plain" } else { "envoy" };
         std::fs::write(self.path.join(format!("{name}.yaml")), fill(&template, &values)?)?;
         let arguments = [
             "-c",

@@ -14,6 +14,7 @@ use super::position::{caught_up, gauge, stats};
 use super::report::{Report, line};
 
 mod bad_input;
+mod body_mode;
 mod restart;
 mod routing;
 mod spoof;
@@ -84,6 +85,7 @@ async fn checks(stack: &mut Stack, seed: u64, report: &mut Report) {
         report.failure("the sidecar starts again", error);
     }
     bad_input::check(stack, report).await;
+    body_mode::check(stack, report).await;
     leftovers(stack, report).await;
 }
 

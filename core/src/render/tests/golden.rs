@@ -2,6 +2,9 @@
 
 use super::*;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 const CASES: &str = include_str!("../../../../tests/golden/templates/cases.json");
 const CONVERSATIONS: &str = include_str!("../../../../tests/golden/templates/conversations.json");
 const KNOWN: &str = include_str!("../../../../tests/golden/templates/known-differences.json");

@@ -3,6 +3,9 @@
 use super::*;
 use crate::render::{clock, environment, python, value};
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 fn evaluate(template: &str, context: &str) -> Result<String, Error> {
     let env = environment::environment()?;
     env.render_str(template, value::Builder::new().json(RawJson::parse(context).unwrap()).unwrap())

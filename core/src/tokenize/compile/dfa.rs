@@ -11,12 +11,13 @@ use regex_automata::dfa::{Automaton, StartKind, dense};
 use regex_automata::nfa::thompson::{self, WhichCaptures};
 use regex_automata::util::primitives::StateID;
 use regex_automata::{Anchored, MatchKind};
+use regex_syntax::hir::Hir;
 
 use super::pattern::Pattern;
 use super::write::Writer;
 use super::{CompileError, unsupported};
 use crate::tokenize::file::Section;
-use crate::tokenize::split::MATCH_DROPS_LAST;
+use crate::tokenize::split::MATCH_WHOLE;
 
 /// Bytes and the end of text.
 const COLUMNS: usize = 257;
@@ -58,6 +59,12 @@ pub(super) fn write(patterns: &[Pattern], writer: &mut Writer) -> Result<(), Com
     Ok(())
 }
 
+/// Whether there is no text that `hir` matches.
+pub(super) fn matches_nothing(hir: &Hir) -> Result<bool, CompileError> {
+    let states = walk(&[Pattern { hir: hir.clone(), kind: MATCH_WHOLE }])?;
+    Ok(states.iter().all(|state| state.matched.is_none()))
+}
+
 /// All states that can be reached: 0 is dead, 1 the start.
 fn walk(patterns: &[Pattern]) -> Result<Vec<State>, CompileError> {
     let dfa = determinize(patterns)?;
@@ -73,8 +80,7 @@ fn walk(patterns: &[Pattern]) -> Result<Vec<State>, CompileError> {
         let mut state = State { next: Vec::with_capacity(COLUMNS), matched: None };
         if dfa.is_match_state(id) {
             let pattern = patterns.get(dfa.match_pattern(id, 0).as_usize());
-            let drops_last = pattern.is_some_and(|pattern| pattern.drops_last);
-            state.matched = Some(if drops_last { MATCH_DROPS_LAST } else { 0 });
+            state.matched = Some(pattern.map_or(MATCH_WHOLE, |pattern| pattern.kind));
         }
         let bytes = (0..=u8::MAX).map(|byte| dfa.next_state(id, byte));
         for next in bytes.chain([dfa.next_eoi_state(id)]) {

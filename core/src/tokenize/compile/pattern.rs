@@ -7,9 +7,11 @@
 //!   `\s+(?!\S)`, becomes `\s+\z` and `\s+\s` with the last character given
 //!   back: a run of white space up to the end, or all but its last character.
 //! - A sequence of splits becomes one, if all but the last are runs of one
-//!   class (`\p{N}{1,3}`, `[...]+`): the runs become alternatives, their
-//!   characters are taken out of all classes of the last pattern, and where
-//!   they follow is an end of text to it.
+//!   class (`\p{N}{1,3}`, `[...]+`). Such a run is a text of its own to the
+//!   last split, and so is what lies between runs. So the characters of runs
+//!   are taken out of all classes of the last pattern, where they follow is an
+//!   end of text to it, and the pattern stands once more for each run, with
+//!   only the characters of that run in its classes.
 //!
 //! # What is refused
 //!
@@ -20,10 +22,11 @@
 //! general categories are the same.
 
 use regex_syntax::ast::{self, Ast};
-use regex_syntax::hir::{Class, ClassUnicode, Hir, HirKind, Repetition};
+use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Repetition};
 use serde_json::Value;
 
 use super::{CompileError, type_of, unsupported};
+use crate::tokenize::split::{MATCH_DROPS_LAST, MATCH_GAP, MATCH_WHOLE};
 
 /// The pattern of `ByteLevel` with `use_regex`.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -54,8 +57,16 @@ pub(super) struct PreTokenizer {
 /// One pattern of the automaton; of several that match, the first wins.
 pub(super) struct Pattern {
     pub(super) hir: Hir,
-    /// The last character of a match is given back.
-    pub(super) drops_last: bool,
+    /// What a match of it means, as in `tokenize::split`.
+    pub(super) kind: u8,
+}
+
+/// A stage before the last: runs of one class.
+struct Run {
+    hir: Hir,
+    class: ClassUnicode,
+    /// Runs end only where the class does.
+    unbounded: bool,
 }
 
 /// Reads the `pre_tokenizer` of a file.
@@ -116,45 +127,94 @@ pub(super) fn merge_stages(stages: &[String]) -> Result<Vec<Pattern>, CompileErr
     let Some((last, runs)) = stages.split_last() else {
         return unsupported("ByteLevel without any pattern");
     };
+    let runs: Vec<Run> = runs.iter().map(|run| read_run(run)).collect::<Result<_, _>>()?;
     let mut taken = ClassUnicode::empty();
-    let mut first = Vec::new();
-    for run in runs {
-        let (hir, class) = read_run(run, &taken)?;
-        first.push(hir);
-        taken.union(&class);
+    for run in &runs {
+        if !intersection(&taken, &run.class).ranges().is_empty() {
+            return unsupported("pre_tokenizer Sequence of Splits with characters in common");
+        }
+        taken.union(&run.class);
     }
+    let mut rest = ClassUnicode::new([ClassUnicodeRange::new('\0', char::MAX)]);
+    rest.difference(&taken);
 
     let (before, after) = split_at_look_ahead(last);
-    for alternative in &before {
-        first.push(without(&parse(alternative)?, &taken)?);
+    let (mut first, mut gaps) = (Vec::new(), Vec::new());
+    for run in runs {
+        read_within(run, &before, after.as_deref(), &mut first, &mut gaps)?;
     }
+    first.extend(all_within(&before, &rest)?);
     let Some(after) = after else {
-        return Ok(vec![pattern(Hir::alternation(first), false)?]);
+        let mut patterns = vec![pattern(Hir::alternation(first), MATCH_WHOLE)?];
+        patterns.extend(gaps);
+        return Ok(patterns);
     };
-    let space = parse(r"\s")?;
-    let run = without(&parse(r"\s+")?, &taken)?;
+    let space = within(&parse(r"\s")?, &rest)?;
+    let run = within(&parse(r"\s+")?, &rest)?;
     let end = Hir::look(regex_syntax::hir::Look::End);
     first.push(Hir::concat(vec![run.clone(), end]));
-    let mut patterns = vec![pattern(Hir::alternation(first), false)?];
+    let mut patterns = vec![pattern(Hir::alternation(first), MATCH_WHOLE)?];
     if !taken.ranges().is_empty() {
-        let end = Hir::class(Class::Unicode(taken.clone()));
-        patterns.push(pattern(Hir::concat(vec![run.clone(), end]), true)?);
+        let end = Hir::class(Class::Unicode(taken));
+        patterns.push(pattern(Hir::concat(vec![run.clone(), end]), MATCH_DROPS_LAST)?);
     }
-    patterns.push(pattern(Hir::concat(vec![run, without(&space, &taken)?]), true)?);
-    let mut rest = Vec::new();
-    for alternative in &after {
-        rest.push(without(&parse(alternative)?, &taken)?);
+    patterns.push(pattern(Hir::concat(vec![run, space]), MATCH_DROPS_LAST)?);
+    if !after.is_empty() {
+        let after = Hir::alternation(all_within(&after, &rest)?);
+        patterns.push(pattern(after, MATCH_WHOLE)?);
     }
-    if !rest.is_empty() {
-        patterns.push(pattern(Hir::alternation(rest), false)?);
-    }
+    patterns.extend(gaps);
     Ok(patterns)
 }
 
-fn pattern(hir: Hir, drops_last: bool) -> Result<Pattern, CompileError> {
+/// What becomes of a run: whole, if the last split finds nothing in it, else
+/// what that split finds, and the gaps between.
+fn read_within(
+    run: Run,
+    before: &[String],
+    after: Option<&[String]>,
+    first: &mut Vec<Hir>,
+    gaps: &mut Vec<Pattern>,
+) -> Result<(), CompileError> {
+    let space = ClassUnicode::new(
+        class_of(&parse(r"\s")?).into_iter().flat_map(|class| class.ranges().to_vec()),
+    );
+    if !intersection(&space, &run.class).ranges().is_empty() {
+        return unsupported("pre_tokenizer Sequence with a Split of white space before the last");
+    }
+    let mut found = all_within(before, &run.class)?;
+    found.extend(all_within(after.unwrap_or_default(), &run.class)?);
+    let found = Hir::alternation(found);
+    if super::dfa::matches_nothing(&found)? {
+        first.push(run.hir);
+        return Ok(());
+    }
+    if !run.unbounded {
+        return unsupported("pre_tokenizer Sequence that splits a Split of bounded length again");
+    }
+    let kind = u8::try_from(gaps.len()).ok().and_then(|index| index.checked_add(MATCH_GAP));
+    let Some(kind) = kind else {
+        return Err(CompileError::TooLarge("pre_tokenizer Sequence"));
+    };
+    first.push(found);
+    gaps.push(pattern(Hir::class(Class::Unicode(run.class)), kind)?);
+    Ok(())
+}
+
+fn all_within(alternatives: &[String], class: &ClassUnicode) -> Result<Vec<Hir>, CompileError> {
+    alternatives.iter().map(|alternative| within(&parse(alternative)?, class)).collect()
+}
+
+fn intersection(one: &ClassUnicode, other: &ClassUnicode) -> ClassUnicode {
+    let mut both = one.clone();
+    both.intersect(other);
+    both
+}
+
+fn pattern(hir: Hir, kind: u8) -> Result<Pattern, CompileError> {
     match hir.properties().minimum_len() {
         Some(0) => unsupported("pre_tokenizer pattern that matches nothing at all"),
-        _ => Ok(Pattern { hir, drops_last }),
+        _ => Ok(Pattern { hir, kind }),
     }
 }
 
@@ -195,23 +255,27 @@ fn alternatives(regex: &str) -> Vec<String> {
     parts
 }
 
-/// A stage that isolates runs of one class: the run without what earlier
-/// stages took, and the class.
-fn read_run(regex: &str, taken: &ClassUnicode) -> Result<(Hir, ClassUnicode), CompileError> {
-    let hir = without(&parse(regex)?, taken)?;
-    let class = match hir.kind() {
-        HirKind::Class(Class::Unicode(class)) => Some(class),
-        HirKind::Repetition(run) if run.min == 1 && run.greedy => match run.sub.kind() {
-            HirKind::Class(Class::Unicode(class)) => Some(class),
-            _ => None,
-        },
-        _ => None,
+/// Reads a stage that isolates runs of one class.
+fn read_run(regex: &str) -> Result<Run, CompileError> {
+    let hir = parse(regex)?;
+    let (class, unbounded) = match hir.kind() {
+        HirKind::Repetition(run) if run.min == 1 && run.greedy => {
+            (class_of(&run.sub), run.max.is_none())
+        }
+        _ => (class_of(&hir), false),
     };
     match class.cloned() {
-        Some(class) => Ok((hir, class)),
+        Some(class) => Ok(Run { hir, class, unbounded }),
         None => unsupported(
             "pre_tokenizer Sequence with a Split before the last that is no run of one class",
         ),
+    }
+}
+
+fn class_of(hir: &Hir) -> Option<&ClassUnicode> {
+    match hir.kind() {
+        HirKind::Class(Class::Unicode(class)) => Some(class),
+        _ => None,
     }
 }
 
@@ -322,31 +386,26 @@ fn check_perl(class: &ast::ClassPerl) -> Result<(), CompileError> {
     }
 }
 
-/// The same pattern on text that holds no character of `taken`.
-fn without(hir: &Hir, taken: &ClassUnicode) -> Result<Hir, CompileError> {
-    if taken.ranges().is_empty() {
-        return Ok(hir.clone());
-    }
+/// The same pattern on text that holds only characters of `class`.
+fn within(hir: &Hir, class: &ClassUnicode) -> Result<Hir, CompileError> {
     let all = |parts: &[Hir]| -> Result<Vec<Hir>, CompileError> {
-        parts.iter().map(|part| without(part, taken)).collect()
+        parts.iter().map(|part| within(part, class)).collect()
     };
     Ok(match hir.kind() {
         HirKind::Empty => Hir::empty(),
         HirKind::Literal(literal) => {
             let text = std::str::from_utf8(&literal.0).unwrap_or_default();
-            let holds = |c: char| taken.ranges().iter().any(|r| (r.start()..=r.end()).contains(&c));
-            if text.chars().any(holds) { Hir::fail() } else { hir.clone() }
+            let holds = |c: char| class.ranges().iter().any(|r| (r.start()..=r.end()).contains(&c));
+            if text.chars().all(holds) { hir.clone() } else { Hir::fail() }
         }
-        HirKind::Class(Class::Unicode(class)) => {
-            let mut class = class.clone();
-            class.difference(taken);
-            Hir::class(Class::Unicode(class))
+        HirKind::Class(Class::Unicode(of_pattern)) => {
+            Hir::class(Class::Unicode(intersection(of_pattern, class)))
         }
         HirKind::Repetition(repetition) => Hir::repetition(Repetition {
-            sub: Box::new(without(&repetition.sub, taken)?),
+            sub: Box::new(within(&repetition.sub, class)?),
             ..repetition.clone()
         }),
-        HirKind::Capture(capture) => without(&capture.sub, taken)?,
+        HirKind::Capture(capture) => within(&capture.sub, class)?,
         HirKind::Concat(parts) => Hir::concat(all(parts)?),
         HirKind::Alternation(parts) => Hir::alternation(all(parts)?),
         HirKind::Class(Class::Bytes(_)) | HirKind::Look(_) => {

@@ -186,7 +186,7 @@ mod random {
             let (mut at, mut normal) = (0, String::new());
             while at < text.len() {
                 let end = normalize::chunk_end(&text, at).unwrap();
-                let chunk = &text[at..end];
+                let chunk = text.get(at..end).unwrap();
                 if normalize::is_normal(chunk) {
                     normal.push_str(chunk);
                 } else {

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use warmpath_core::headers::STRIPPED;
+
 use super::*;
 use crate::stack::smoke::ROUTING_HEADERS;
 
@@ -68,8 +70,9 @@ fn removed(text: &str) -> Vec<String> {
     names
 }
 
-/// Goal: every bootstrap and the Istio manifest remove what the smoke run tries,
-/// so that a client gains nothing while the module is down.
+/// Goal: every bootstrap and the Istio manifest remove what the module itself
+/// removes and what the smoke run tries, so that a client gains nothing while
+/// the module is down.
 #[test]
 fn every_bootstrap_removes_routing_headers() {
     for file in ["envoy.yaml", "envoy-body.yaml", "istio/strip-routing-headers.yaml"] {
@@ -80,7 +83,8 @@ fn every_bootstrap_removes_routing_headers() {
                 None => wanted == name,
             })
         };
-        for name in ROUTING_HEADERS.map(str::to_lowercase) {
+        let own = STRIPPED.iter().chain(&ROUTING_HEADERS);
+        for name in own.map(|name| name.to_lowercase()) {
             // Our own answer's names steer nothing upstream; without prefixes
             // they are left to the module.
             let ours = name.starts_with("x-warmpath-") || name.starts_with("x-llm-d-");
