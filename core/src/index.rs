@@ -6,7 +6,7 @@
 //!
 //! # How it is laid out
 //!
-//! A block takes one 8-byte entry in one of [`SHARDS`] open-addressing tables:
+//! A block takes one 8-byte entry in one of 1024 open-addressing tables:
 //! a fingerprint of its sequence hash and the number of the *set* of workers
 //! that hold it. Sets are interned, so a prefix that a hundred workers share
 //! costs no more per block than one that a single worker holds. A table grows

@@ -21,6 +21,7 @@ use super::file::Tables;
 use crate::limits::PRETOKEN_BYTES_MAX;
 
 /// A match is a piece.
+#[cfg(any(test, feature = "compile"))]
 pub(crate) const MATCH_WHOLE: u8 = 0;
 /// A match gives back its last character.
 pub(crate) const MATCH_DROPS_LAST: u8 = 1;

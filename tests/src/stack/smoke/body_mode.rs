@@ -119,9 +119,9 @@ async fn names_the_worker(gateway: &str, received: &Received, report: &mut Repor
 }
 
 async fn obeys_no_client(gateway: &str, received: &Received, report: &mut Report) {
-    let mut nvext = json!({ "extra_fields": ["worker_id"], "backend_instance_id": 777 });
-    for member in ROUTING {
-        nvext[member] = json!(777);
+    let mut nvext = json!({ "extra_fields": ["worker_id"] });
+    if let Some(nvext) = nvext.as_object_mut() {
+        nvext.extend(ROUTING.map(|member| (member.to_owned(), json!(777))));
     }
     let answer = send(gateway, &chat(&json!({ "nvext": nvext }))).await;
     let chosen = answer.as_ref().and_then(|answer| answer.number("x-warmpath-worker"));
