@@ -69,10 +69,15 @@ class Module(unittest.TestCase):
         self.assertEqual(self.failures(module()), [])
 
     def test_foreign_imports(self):
-        for foreign in ["wasi_snapshot_preview1.clock_time_get", "env.random", "js.proxy_log"]:
+        for foreign in ["wasi_snapshot_preview1.fd_write", "env.random", "js.proxy_log"]:
             self.assertEqual(
                 self.failures(module(imports=("env.proxy_log", foreign))),
                 ["imports only proxy-wasm host functions"], foreign)
+
+    def test_the_monotonic_clock_is_the_only_other_import(self):
+        imports = ("env.proxy_log", "wasi_snapshot_preview1.clock_time_get")
+        self.assertEqual(self.failures(module(imports=imports)), [])
+        self.assertEqual(list(check_module.IMPORTS_ALLOWED), list(imports[1:]))
 
     def test_a_module_without_imports_is_no_filter(self):
         self.assertEqual(self.failures(module(imports=())),
