@@ -96,6 +96,8 @@ pub struct Config {
     pub sync_deadline: Duration,
     /// Form of the log.
     pub log: LogFormat,
+    /// Where compiled tokenizers are kept; `None` for nowhere.
+    pub cache_directory: Option<PathBuf>,
 }
 
 /// What environment and flags say; they win over the file.
@@ -107,6 +109,8 @@ pub struct Overrides {
     pub status_listen: Option<String>,
     /// Form of the log.
     pub log: Option<LogFormat>,
+    /// Where compiled tokenizers are kept if the file does not say.
+    pub cache_directory: Option<PathBuf>,
     /// Block size of models that give none (`DYN_KV_CACHE_BLOCK_SIZE`).
     pub block_size: Option<String>,
 }
@@ -139,6 +143,10 @@ impl Config {
         let format = log.word("format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
         log.end();
 
+        let mut cache = root.section("cache");
+        let cache_directory = cache.text("directory").map(|path| directory.join(path));
+        cache.end();
+
         let mut sync = root.section("sync");
         let deadline = sync.number("deadline_ms", 0, 600_000);
         sync.end();
@@ -163,6 +171,7 @@ impl Config {
             workers,
             sync_deadline: deadline.map_or(SYNC_DEADLINE_DEFAULT, Duration::from_millis),
             log: overrides.log.or(format).unwrap_or_default(),
+            cache_directory: cache_directory.or_else(|| overrides.cache_directory.clone()),
         });
         report.finish(config)?.ok_or_else(|| Mistakes::one("", "no address to listen on"))
     }

@@ -1,6 +1,6 @@
 //! Discovery: which workers there are, from a file that may change.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -45,7 +45,7 @@ pub async fn watch(source: WorkerSource, models: Vec<ModelConfig>, lists: mpsc::
     }
 }
 
-fn look(path: &PathBuf, text: &Result<String, String>, models: &[ModelConfig]) -> ListEvent {
+fn look(path: &Path, text: &Result<String, String>, models: &[ModelConfig]) -> ListEvent {
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let list = match text {
         Err(error) => return ListEvent::Refused(format!("{name}: {error}")),

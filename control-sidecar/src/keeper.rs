@@ -31,7 +31,8 @@ use crate::publish::service::Shared;
 use crate::source::sequence::Loss;
 use crate::source::zmq::{SharedView, StreamSpec, Update, View, follow, new_view};
 use crate::state::State;
-use crate::state::rank::{Counts, Held};
+use crate::state::counts::Counts;
+use crate::state::rank::Held;
 
 /// The index as it was after one log frame.
 #[derive(Clone, Debug)]
@@ -180,10 +181,12 @@ impl Keeper {
     pub async fn run(mut self, mut inputs: Inputs) {
         let stop = self.shared.stop.clone();
         loop {
-            // A gate whose deadline has passed still waits for list and cards.
-            let gate_at =
-                (!self.is_open() && self.has_list && self.cards.is_some()).then_some(self.deadline);
-            let next = [self.flush_at, self.roster_at, gate_at].into_iter().flatten().min();
+            // Roster and gate wait for list and cards, however late it is: a time
+            // that has passed would be waited for in a loop without rest.
+            let can_publish = self.has_list && self.cards.is_some();
+            let roster_at = self.roster_at.filter(|_| can_publish);
+            let gate_at = (!self.is_open() && can_publish).then_some(self.deadline);
+            let next = [self.flush_at, roster_at, gate_at].into_iter().flatten().min();
             tokio::select! {
                 () = stop.cancelled() => return,
                 update = self.updates.recv() => {

@@ -42,7 +42,8 @@ pub const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most frames of one message. Replies have four.
 pub const MESSAGE_FRAMES_MAX: usize = 8;
 
-/// Live messages held back while a gap is repaired.
+/// Live messages held back while a gap is repaired. Engines keep 10 000 for
+/// replays unless told otherwise: behind so many more, what is missing is gone.
 pub const HELD_MESSAGES_MAX: usize = 16_384;
 
 /// Bytes of live messages held back while a gap is repaired.
@@ -133,3 +134,6 @@ pub const WORKERS_FILE_EVERY: Duration = Duration::from_millis(500);
 
 /// Longest file of a model's directory but the tokenizer, in bytes.
 pub const MODEL_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Compiled tokenizers kept on disk, of at most 13 MB each.
+pub const CACHE_FILES_MAX: usize = 16;

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 
 use crate::adapter::Skip;
 use crate::source::sequence::Loss;
-use crate::state::rank::{Counts, Notice};
+use crate::state::counts::{Counts, Notice};
 
 type Label = [(&'static str, &'static str); 1];
 type Reasons = Family<Label, Counter>;

@@ -3,9 +3,12 @@
 //! What cannot be read makes that model blind, never the sidecar: its workers
 //! are then routed by load.
 
+pub mod cache;
+
 use std::io::Read;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{info, warn};
 use warmpath_core::card::{Blind, Cards, ModelCard, NamedTemplate};
@@ -15,6 +18,8 @@ use warmpath_core::limits::{
 };
 use warmpath_core::render::Flavour;
 use warmpath_core::tokenize::compile::{CompileError, compile, wrap_json};
+
+use cache::Cache;
 
 use crate::config::{CompletionEngine, ModelConfig};
 use crate::limits::MODEL_FILE_BYTES_MAX;
@@ -26,12 +31,16 @@ const SPECIAL_TOKENS: [&str; 7] =
 
 /// Loads every model; keeps their tokenizers in `blobs`.
 ///
+/// - `cache`: where compiled tokenizers are kept.
+///
 /// # Cost
 ///
-/// Seconds of computing for large tokenizers; not for a thread that serves.
+/// Seconds of computing for large tokenizers that are not in the cache; not for
+/// a thread that serves.
 #[must_use]
-pub fn load_all(models: &[ModelConfig], blobs: &Blobs) -> Cards {
-    let mut cards = Cards { models: models.iter().map(|model| load(model, blobs)).collect() };
+pub fn load_all(models: &[ModelConfig], cache: &Cache, blobs: &Blobs) -> Cards {
+    let models = models.iter().map(|model| load(model, cache, blobs)).collect();
+    let mut cards = Cards { models };
     // One frame carries them all: what does not fit loses its templates.
     for at in (0..cards.models.len()).rev() {
         if cards.encode().len() <= FRAME_BODY_BYTES_MAX {
@@ -45,20 +54,22 @@ pub fn load_all(models: &[ModelConfig], blobs: &Blobs) -> Cards {
     cards
 }
 
-fn load(model: &ModelConfig, blobs: &Blobs) -> ModelCard {
+fn load(model: &ModelConfig, cache: &Cache, blobs: &Blobs) -> ModelCard {
     let directory = &model.directory;
     let config = read_json(directory, "tokenizer_config.json").unwrap_or_default();
     let json = read_bytes(directory, "tokenizer.json", TOKENIZER_BYTES_MAX);
     let tokenizer = match &json {
-        Ok(bytes) => compile_tokenizer(bytes, model.hf_tokenizers).map(|file| blobs.add(file)),
+        Ok(bytes) => {
+            let file = compile_tokenizer(bytes, model.hf_tokenizers, cache);
+            file.map(|file| blobs.add(file))
+        }
         Err(error) => {
             warn!(model = model.name, error, "tokenizer.json cannot be read: the model is blind");
             Err(Blind::Tokenizer)
         }
     };
-    let json = json.ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     let adds_special = model.engine != CompletionEngine::Dynamo;
-    let prefix = json.as_ref().filter(|_| adds_special).map(completion_prefix);
+    let prefix = json.ok().filter(|_| adds_special).map(|bytes| completion_prefix(&bytes));
     let card = ModelCard {
         name: model.name.clone(),
         aliases: model.aliases.clone(),
@@ -87,10 +98,15 @@ fn load(model: &ModelConfig, blobs: &Blobs) -> ModelCard {
 ///
 /// - `hf_tokenizers`: whether the filters carry HF's own engine, for what the
 ///   compiler refuses.
-fn compile_tokenizer(json: &[u8], hf_tokenizers: bool) -> Result<Vec<u8>, Blind> {
-    let outcome = compile(json);
-    match outcome {
-        Ok(file) => Ok(file),
+fn compile_tokenizer(json: &[u8], hf_tokenizers: bool, cache: &Cache) -> Result<Vec<u8>, Blind> {
+    if let Some(file) = cache.find(json) {
+        return Ok(file);
+    }
+    match compile(json) {
+        Ok(file) => {
+            cache.keep(json, &file);
+            Ok(file)
+        }
         Err(error @ CompileError::Unsupported(_)) if hf_tokenizers => {
             info!(%error, "the tokenizer is passed on as it is");
             let file = wrap_json(json);
@@ -110,10 +126,16 @@ fn compile_tokenizer(json: &[u8], hf_tokenizers: bool) -> Result<Vec<u8>, Blind>
 ///
 /// Reads `TemplateProcessing`, `BertProcessing`, `RobertaProcessing`, and
 /// sequences of processors; any other adds nothing.
-fn completion_prefix(tokenizer: &Value) -> Vec<u32> {
-    let processor = tokenizer.get("post_processor").unwrap_or(&Value::Null);
+fn completion_prefix(tokenizer_json: &[u8]) -> Vec<u32> {
+    /// The rest of the file, megabytes of vocabulary, is passed over.
+    #[derive(Default, Deserialize)]
+    struct Tokenizer {
+        #[serde(default)]
+        post_processor: Value,
+    }
+    let tokenizer: Tokenizer = serde_json::from_slice(tokenizer_json).unwrap_or_default();
     let mut prefix = Vec::new();
-    collect_prefix(processor, &mut prefix, 0);
+    collect_prefix(&tokenizer.post_processor, &mut prefix, 0);
     prefix.truncate(CARD_PREFIX_TOKENS_MAX);
     prefix
 }

@@ -22,7 +22,7 @@ use crate::discovery::{self, read_bounded};
 use crate::keeper::{Inputs, Keeper};
 use crate::limits::UPDATES_QUEUED_MAX;
 use crate::metrics::Metrics;
-use crate::model;
+use crate::model::{self, cache::Cache};
 use crate::publish::log::FeedLog;
 use crate::publish::service::{FeedServer, Shared};
 use crate::status;
@@ -107,6 +107,7 @@ async fn read_config(arguments: &Arguments) -> Result<Config, Failure> {
         status_listen: arguments.status_listen.clone(),
         log: arguments.log_format,
         block_size: arguments.block_size.clone(),
+        cache_directory: default_cache(),
     };
     let directory = path.parent().unwrap_or(path);
     Config::parse(&text, directory, &overrides).map_err(|mistakes| {
@@ -114,6 +115,15 @@ async fn read_config(arguments: &Arguments) -> Result<Config, Failure> {
             mistakes.0.iter().map(|mistake| format!("\n  {mistake}")).collect();
         format!("{}:{}", path.display(), lines.concat()).into()
     })
+}
+
+/// The user's folder for caches, as the XDG specification has it; `None` for a
+/// user without a home. Never a folder that others can write to: what is kept
+/// there decides how prompts become tokens.
+fn default_cache() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
+    let base = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
+    Some(base.join("warmpath"))
 }
 
 async fn check_workers(config: &Config) -> Result<(), Failure> {
@@ -178,10 +188,11 @@ impl Sidecar {
 
         // Models: computing, on a thread of its own.
         let (cards, cards_loaded) = oneshot::channel();
+        let cache = Cache::new(config.cache_directory.clone());
         let (models, blobs_of) = (config.models.clone(), Arc::clone(&shared));
         tokio::task::spawn_blocking(move || {
             // Nobody waits for them any more if we are stopping.
-            let _ = cards.send(model::load_all(&models, &blobs_of.blobs));
+            let _ = cards.send(model::load_all(&models, &cache, &blobs_of.blobs));
         });
 
         let (lists, list_queue) = mpsc::channel(1);

@@ -19,6 +19,7 @@
 //! Where events come from, gaps and restarts are not known here; see
 //! `source::sequence`.
 
+pub mod counts;
 pub mod outbox;
 pub mod rank;
 pub mod slots;
@@ -32,8 +33,9 @@ use warmpath_core::ids::{Worker, WorkerSlot};
 use warmpath_core::limits::ROSTER_WORKERS_MAX;
 use warmpath_core::roster::{Parity, Role, Roster, RosterWorker};
 
+use counts::Counts;
 use outbox::Outbox;
-use rank::{Counts, Held, Rank};
+use rank::{Held, Rank};
 use slots::Slots;
 
 /// What a worker list says about one rank.

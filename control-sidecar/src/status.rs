@@ -19,7 +19,7 @@ use warmpath_core::roster::{Parity, Role};
 use crate::keeper::{Question, RankReport, Report};
 use crate::publish::service::Shared;
 use crate::source::zmq::View;
-use crate::state::rank::Notice;
+use crate::state::counts::Notice;
 
 /// The pages.
 pub fn router(shared: Arc<Shared>) -> Router {

@@ -40,15 +40,14 @@ fn is_hash(text: &str) -> bool {
 /// Reads vLLM's `extra_keys` into the event: for each block nil or a list of
 /// keys. The adapter's name must have been read before, since it is a key too.
 pub(super) fn read_extra_keys(stored: &mut Stored, keys: Reader<'_>) {
-    let outcome = each_page(stored, keys, read_page_keys);
-    debug_assert!(outcome.is_ok() || stored.understood <= stored.pages.len());
+    each_page(stored, keys, read_page_keys);
 }
 
 /// Reads the objects that TensorRT-LLM and Dynamo describe in fields of their
 /// own.
 pub(super) fn read_object_keys(stored: &mut Stored, fields: &Fields<'_>) {
     if let Some(keys) = fields.mm_keys {
-        let _ = each_page(stored, keys, |stored, page, reader| {
+        each_page(stored, keys, |stored, page, reader| {
             for _ in 0..reader.list()? {
                 let hash = map_value(reader, "hash")?;
                 let identifier = hash.ok_or(MsgpackError::Shape)?.text()?;
@@ -58,7 +57,7 @@ pub(super) fn read_object_keys(stored: &mut Stored, fields: &Fields<'_>) {
         });
     }
     if let Some(infos) = fields.mm_infos {
-        let _ = each_page(stored, infos, |stored, page, reader| {
+        each_page(stored, infos, |stored, page, reader| {
             let mut objects = map_value(reader, "mm_objects")?.ok_or(MsgpackError::Shape)?;
             for _ in 0..objects.list()? {
                 let mut hash = map_value(&mut objects, "mm_hash")?.ok_or(MsgpackError::Shape)?;
@@ -76,23 +75,22 @@ fn each_page<'a>(
     stored: &mut Stored,
     mut reader: Reader<'a>,
     mut read: impl FnMut(&mut Stored, usize, &mut Reader<'a>) -> Result<(), MsgpackError>,
-) -> Result<(), MsgpackError> {
+) {
     let Ok(count) = reader.list() else {
         stored.understood = 0;
-        return Err(MsgpackError::Shape);
+        return;
     };
     for page in 0..count {
         let mut value = reader;
-        reader.skip()?;
-        if value.nil()? {
-            continue;
-        }
-        if let Err(error) = read(stored, page, &mut value) {
+        let outcome = reader
+            .skip()
+            .and_then(|()| value.nil())
+            .and_then(|nil| if nil { Ok(()) } else { read(stored, page, &mut value) });
+        if outcome.is_err() {
             stored.understood = stored.understood.min(page);
-            return Err(error);
+            return;
         }
     }
-    Ok(())
 }
 
 fn read_page_keys(

@@ -304,6 +304,7 @@ fn signed(value: u64, bits: u32) -> i128 {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "the tests' own small numbers")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -317,7 +318,7 @@ mod tests {
             rmp::encode::write_sint(&mut bytes, value).unwrap();
             let mut reader = Reader::new(&bytes);
             prop_assert_eq!(reader.shape(), Ok(Shape::Integer));
-            prop_assert_eq!(reader.integer_bits(), Ok(value as u64));
+            prop_assert_eq!(reader.integer_bits(), Ok(value.cast_unsigned()));
             prop_assert!(reader.is_empty());
         }
 

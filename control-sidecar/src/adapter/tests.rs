@@ -1,5 +1,12 @@
 //! Byte fixtures of real publishers, and bytes that no publisher would send.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::string_slice,
+    clippy::too_many_lines,
+    reason = "the tests' own small numbers"
+)]
+
 use proptest::prelude::*;
 use warmpath_core::event::{Group, Medium, ObjectHash, Removed, Stored};
 use warmpath_core::ids::EngineHash;
@@ -113,7 +120,7 @@ fn sglang_maps() {
     let (a, b) = (0x5fec_eb66_ffc8_6f38, 0x6b86_b273_ff34_fce1);
     let root = Stored { page_size: 64, ..stored(&[a, b], None, 0..128) };
     assert_eq!(batches[0].events, [KvEvent::Stored(root)]);
-    let negative = (-3_138_060_911_502_289_170_i64) as u64;
+    let negative = (-3_138_060_911_502_289_170_i64).cast_unsigned();
     let salted = Stored {
         page_size: 64,
         cache_salt: Some("tenant-a".into()),
@@ -125,7 +132,7 @@ fn sglang_maps() {
     let pairs = Stored {
         page_size: 2,
         pairs: true,
-        ..stored(&[(-417_513_864_012_699_362_i64) as u64], None, [1, 2, 3])
+        ..stored(&[(-417_513_864_012_699_362_i64).cast_unsigned()], None, [1, 2, 3])
     };
     assert_eq!(batches[3].events, [KvEvent::Stored(pairs)]);
     assert_eq!(batches[4].events, [removed(&[negative], Group::default())]);
@@ -197,12 +204,15 @@ fn legacy_layouts() {
                 KvEvent::Cleared,
             ],
         ),
-        ("sglang before #37482", vec![KvEvent::Stored(stored(&[(-5_i64) as u64], None, 1..17))]),
+        (
+            "sglang before #37482",
+            vec![KvEvent::Stored(stored(&[(-5_i64).cast_unsigned()], None, 1..17))],
+        ),
         (
             "sglang positional + trailing",
             vec![KvEvent::Stored(Stored {
                 cache_salt: Some("tenant-a".into()),
-                ..stored(&[(-5_i64) as u64], None, 1..17)
+                ..stored(&[(-5_i64).cast_unsigned()], None, 1..17)
             })],
         ),
     ];

@@ -89,10 +89,15 @@ fn environment_and_flags_win() {
         status_listen: Some("[::1]:2".into()),
         log: Some(LogFormat::Json),
         block_size: Some("64".into()),
+        cache_directory: Some("/var/cache/warmpath".into()),
     };
     let config = Config::parse(GOOD, Path::new(""), &overrides).unwrap();
     assert_eq!((config.feed_listen.port(), config.status_listen.port()), (1, 2));
     assert_eq!(config.log, LogFormat::Json);
+    assert_eq!(config.cache_directory, Some("/var/cache/warmpath".into()));
+    let named = format!("cache: {{directory: /there}}\n{GOOD}");
+    let named = Config::parse(&named, Path::new(""), &overrides).unwrap();
+    assert_eq!(named.cache_directory, Some("/there".into()), "a folder is only a default");
     assert_eq!(config.models[0].block_size, 16, "the file's own wins over a default");
     let without = GOOD.replace(", block_size: 16", "");
     let config = Config::parse(&without, Path::new(""), &overrides).unwrap();

@@ -1,5 +1,7 @@
 //! Model directories, whole and damaged.
 
+use warmpath_core::card::BlobId;
+
 use super::*;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/tiny");
@@ -29,7 +31,7 @@ fn write(files: &[(&str, &str)]) -> tempfile::TempDir {
 #[test]
 fn a_whole_directory_gives_a_card_and_a_blob() {
     let blobs = Blobs::default();
-    let cards = load_all(&[config(Path::new(TINY))], &blobs);
+    let cards = load_all(&[config(Path::new(TINY))], &Cache::default(), &blobs);
     let card = &cards.models[0];
     let blob = card.tokenizer.unwrap();
     let bytes = blobs.find(blob).unwrap();
@@ -37,6 +39,19 @@ fn a_whole_directory_gives_a_card_and_a_blob() {
     assert_eq!(card.templates.len(), 1);
     assert_eq!(card.templates[0].name, "default");
     assert_eq!(Cards::decode(&cards.encode()), Ok(cards.clone()));
+}
+
+#[test]
+fn a_second_start_takes_the_tokenizer_from_the_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::new(Some(directory.path().to_owned()));
+    let load = || load_all(&[config(Path::new(TINY))], &cache, &Blobs::default());
+    let first = load();
+    let json = std::fs::read(Path::new(TINY).join("tokenizer.json")).unwrap();
+    assert_eq!(cache.find(&json).map(|file| BlobId::of(&file)), first.models[0].tokenizer.ok());
+    // What it finds is what it takes.
+    cache.keep(&json, b"other");
+    assert_eq!(load().models[0].tokenizer, Ok(BlobId::of(b"other")));
 }
 
 #[test]
@@ -53,7 +68,7 @@ fn a_missing_or_damaged_tokenizer_blinds_that_model_only() {
             .map(config)
             .into();
     models[3].hf_tokenizers = true;
-    let cards = load_all(&models, &blobs);
+    let cards = load_all(&models, &Cache::default(), &blobs);
     let outcome: Vec<_> = cards.models.iter().map(|card| card.tokenizer.map(|_| ())).collect();
     assert_eq!(
         outcome,
@@ -114,7 +129,7 @@ fn special_tokens_are_texts_or_maps() {
 
 #[test]
 fn completion_prefixes_are_those_of_the_post_processor() {
-    let of = |json: &str| completion_prefix(&serde_json::from_str(json).unwrap());
+    let of = |json: &str| completion_prefix(json.as_bytes());
     let template = r#"{"type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
                    {"SpecialToken": {"id": "</s>", "type_id": 0}}],
@@ -143,7 +158,7 @@ fn templates_that_do_not_fit_one_frame_are_left_out() {
     let long = "x".repeat(TEMPLATE_BYTES_MAX);
     let directory = write(&[("chat_template.jinja", &long)]);
     let models: Vec<ModelConfig> = (0..3).map(|_| config(directory.path())).collect();
-    let cards = load_all(&models, &Blobs::default());
+    let cards = load_all(&models, &Cache::default(), &Blobs::default());
     let counts: Vec<usize> = cards.models.iter().map(|card| card.templates.len()).collect();
     assert!(cards.encode().len() <= FRAME_BODY_BYTES_MAX);
     assert_eq!(counts, [1, 0, 0]);

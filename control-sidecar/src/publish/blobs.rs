@@ -56,6 +56,7 @@ impl Fetch {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "the tests' own small numbers")]
 mod tests {
     use super::*;
 

@@ -433,10 +433,7 @@ impl Sequencer {
         let Phase::Replaying(purpose) = self.phase else {
             return;
         };
-        self.drop_covered();
-        let next = self.applied.map_or(0, |applied| applied.sequence.saturating_add(1));
-        let gap = self.held.front().is_some_and(|(first, _)| *first > next);
-        if purpose == Purpose::Tail && !gap {
+        if purpose == Purpose::Tail {
             // Nothing says that anything is missing.
             self.go_live();
         } else {

@@ -348,6 +348,7 @@ fn take_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, ZmtpError> {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "the tests' own small numbers")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

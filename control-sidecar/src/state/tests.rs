@@ -1,6 +1,8 @@
 //! The state against a model too simple to be wrong: the deltas, applied by the
 //! core's own decoder, must give what the engine's cache holds.
 
+#![expect(clippy::cast_possible_truncation, reason = "the tests' own small numbers")]
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proptest::prelude::*;
@@ -9,8 +11,10 @@ use warmpath_core::event::{Group, GroupKind, Medium, Removed, Stored};
 use warmpath_core::hash::{Salt, sequence_hashes};
 use warmpath_core::ids::{DpRank, EngineHash, SequenceHash, TokenId, WorkerId};
 
-use super::rank::{Evidence, Notice};
+use super::counts::Notice;
+use super::rank::Evidence;
 use super::*;
+use crate::limits::PAGE_COMPLETED_BY_MAX;
 
 /// A filter's index, by the book.
 #[derive(Default)]
@@ -184,6 +188,30 @@ fn a_block_of_small_pages_goes_with_any_of_its_pages() {
     state.apply(slot, &[removed(&[4, 4, 5, 2])]);
     assert_eq!(held(&state, slot), [].into());
     assert_eq!(state.counts().of(Notice::RemovedUnknown), 0);
+}
+
+/// Goal: what came and went under a page leaves no trace in it.
+#[test]
+fn continuations_that_went_make_room() {
+    let (mut state, slot) = one_worker(4);
+    state.apply(slot, &[KvEvent::Stored(stored(&[1], None, &[1, 2], 2))]);
+    for page in 2..PAGE_COMPLETED_BY_MAX as u64 + 10 {
+        let child = KvEvent::Stored(stored(&[page], Some(1), &[page as u32, 4], 2));
+        state.apply(slot, &[child]);
+        assert_eq!(held(&state, slot).len(), 1, "page {page}");
+        state.apply(slot, &[removed(&[page])]);
+    }
+    // More at a time than the limit: the surplus is not indexed, and counted.
+    let pages = 10_000..10_003 + PAGE_COMPLETED_BY_MAX as u64;
+    let mut state = State::new();
+    let slot = state.set_workers(&[RankSpec { total_kv_blocks: 0, ..spec(1, 4) }]).added[0].1;
+    state.apply(slot, &[KvEvent::Stored(stored(&[1], None, &[1, 2], 2))]);
+    for page in pages {
+        let child = KvEvent::Stored(stored(&[page], Some(1), &[page as u32, 4], 2));
+        state.apply(slot, &[child]);
+    }
+    assert_eq!(held(&state, slot).len(), PAGE_COMPLETED_BY_MAX);
+    assert_eq!(state.counts().of(Notice::PagesFull), 3);
 }
 
 #[test]
@@ -380,7 +408,7 @@ fn truth(cache: &Cache, page_size: u32) -> BTreeSet<u64> {
     let mut truth = BTreeSet::new();
     for page in cache.copies.keys() {
         let chain = chain(*page);
-        if chain.len() % pages_of_block != 0 {
+        if !chain.len().is_multiple_of(pages_of_block) {
             continue;
         }
         let block = &chain[chain.len() - pages_of_block..];

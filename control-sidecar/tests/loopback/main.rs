@@ -1,0 +1,15 @@
+//! The sidecar between real sockets: publishers of another ZeroMQ
+//! implementation on one side, gRPC streams as filters open them on the other.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test binary"
+)]
+
+mod feed;
+mod program;
+mod sources;
+mod support;
