@@ -84,10 +84,10 @@ fn read_folder(folder: &Path) -> Vec<String> {
     while bytes < FOLDER_BYTES && !files.is_empty() {
         let path = files.swap_remove(random.below(files.len()));
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
-        let end = (0..=FILE_BYTES.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
-        let end = end.unwrap_or(0);
-        bytes += end;
-        texts.push(text[..end].to_owned());
+        let mut characters = text.char_indices();
+        let end = characters.find(|&(at, c)| at + c.len_utf8() > FILE_BYTES).map(|(at, _)| at);
+        texts.push(end.and_then(|end| text.get(..end)).unwrap_or(&text).to_owned());
+        bytes += texts.last().map_or(0, String::len);
     }
     println!("{}: {} texts, {:.1} MB", folder.display(), texts.len(), bytes as f64 / 1e6);
     texts

@@ -195,6 +195,43 @@ fn heap_and_scan_agree() {
     assert!(merged > 10_000, "only {merged} merges were made");
 }
 
+/// Goal: a later split works on each match of an earlier one, and what neither
+/// matches stays apart where an earlier split cut.
+/// Method: pieces as HF's pre-tokenizer of the same file gives them.
+#[test]
+fn sequences_of_splits_cut_alike() {
+    let file = AlignedBytes::from_slice(&golden("deepseek3").file());
+    let layout = Layout::read(&file).expect("layout");
+    let tables = layout.tables(file.as_bytes()).expect("tables");
+    let expected: [&[&str]; 2] = [
+        &[
+            "a",
+            "\u{3040}\u{3097}",
+            "\u{378}\u{379}",
+            " ",
+            "カ",
+            "・",
+            "カ",
+            "゠",
+            "か",
+            "123",
+            "45",
+            "漢",
+        ],
+        &["\u{378}", "\u{3040}か", "\u{3098}"],
+    ];
+    for pieces in expected {
+        let text = pieces.concat();
+        let (mut at, mut found) = (0, Vec::new());
+        while at < text.len() {
+            let piece = split::next_piece(&tables, text.as_bytes(), at, u64::MAX).expect("piece");
+            found.push(text.get(at..piece.end).expect("a border of characters"));
+            at = piece.end;
+        }
+        assert_eq!(found, pieces);
+    }
+}
+
 /// Goal: mistakes of the caller and long texts are errors, not panics.
 #[test]
 fn other_texts_and_long_texts_are_errors() {
