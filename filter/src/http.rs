@@ -106,7 +106,7 @@ impl Stream {
             // The headers are still at hand, so even mode `body` may name the
             // worker in them: there will be no body to do it in.
             let reason = if is_end { Reason::Unparsed } else { Reason::BodyTooLarge };
-            stream.decide_by_load(reason, length.unwrap_or(0), Mode::Endpoint);
+            stream.decide_by_load(reason, length.unwrap_or(0));
             return Next::Continue;
         }
         stream.phase = Phase::Collecting(endpoint);
@@ -114,7 +114,7 @@ impl Stream {
         match stream.config.mode {
             Mode::Endpoint if pairing::may_hold(stream.context, this) => Next::Pause,
             Mode::Endpoint => {
-                stream.decide_by_load(Reason::WrongPairing, length.unwrap_or(0), Mode::Endpoint);
+                stream.decide_by_load(Reason::WrongPairing, length.unwrap_or(0));
                 Next::Continue
             }
             Mode::Body => {
@@ -130,7 +130,7 @@ impl Stream {
     pub(crate) fn give_up_body(&mut self) -> bool {
         let is_held = matches!(self.phase, Phase::Collecting(_));
         if is_held {
-            self.decide_by_load(Reason::WrongPairing, 0, Mode::Endpoint);
+            self.decide_by_load(Reason::WrongPairing, 0);
         }
         is_held
     }
@@ -138,15 +138,29 @@ impl Stream {
     /// A part of the request's body is here; `len` bytes are buffered.
     pub fn on_request_body(&mut self, len: usize, is_end: bool) -> Next {
         let Phase::Collecting(endpoint) = self.phase else { return Next::Continue };
-        vm::with(|vm| vm.pairing.prove());
+        if self.config.mode == Mode::Endpoint {
+            vm::with(|vm| vm.pairing.prove());
+        }
         if len > self.config.body_bytes_max {
-            self.decide_by_load(Reason::BodyTooLarge, len, self.config.mode);
-            return Next::Continue;
+            return self.give_up_long_body(len);
         }
         if !is_end {
             return Next::Pause;
         }
         self.decide(endpoint, len)
+    }
+
+    /// The body is longer than what is looked at, and had announced no length.
+    fn give_up_long_body(&mut self, len: usize) -> Next {
+        if self.config.mode == Mode::Endpoint {
+            self.decide_by_load(Reason::BodyTooLarge, len);
+            return Next::Continue;
+        }
+        // Its headers have gone, and a body that is not looked at may name a
+        // worker of the client's choosing.
+        self.pass(Reason::BodyTooLarge);
+        let message = "the request body is too long";
+        respond(413, "body_too_large", "invalid_request_error", message, &[])
     }
 
     /// The request ends with trailers: its body is complete, too.
@@ -181,14 +195,12 @@ impl Stream {
             vm::with(|vm| vm.metrics.add(Counter::Reentered, 1));
             return self.leave(Reason::Internal);
         };
-        match self.place(&prepared) {
-            Some(next) => next,
-            None => {
-                self.count_prediction(&prepared);
-                self.hand_over(envelope.ok().as_ref(), &prepared, body.len());
-                Next::Continue
-            }
+        let next = self.place(&prepared).unwrap_or(Next::Continue);
+        if next == Next::Continue {
+            self.count_prediction(&prepared);
+            self.hand_over(envelope.ok().as_ref(), &prepared, body.len());
         }
+        next
     }
 
     /// Chooses and books. Returns what to tell the host if there is no worker.
@@ -224,24 +236,27 @@ impl Stream {
         });
     }
 
-    /// Tells the gateway, or the worker's frontend, who was chosen.
+    /// Tells the gateway, or the worker's frontend, who was chosen. What the
+    /// client's own `nvext` says of workers goes in every case: a frontend
+    /// behind the gateway would obey it where our headers are silent.
     fn hand_over(&mut self, envelope: Option<&Envelope<'_>>, prepared: &Prepared, len: usize) {
-        let Some(placed) = &self.placed else { return };
-        let worker = placed.choice.worker;
-        if self.config.mode == Mode::Endpoint {
+        let names_in_body = self.config.mode == Mode::Body;
+        if !names_in_body {
             self.name_worker_in_headers();
         }
-        let tokens = (self.config.token_data && prepared.is_exact() && !prepared.tokens.is_empty())
-            .then_some(prepared.tokens.as_slice());
-        if self.config.mode == Mode::Endpoint && tokens.is_none() {
+        let Some(envelope) = envelope else { return };
+        let worker = self.placed.as_ref().map(|placed| placed.choice.worker);
+        let may_replace = self.config.token_data && prepared.is_exact() && worker.is_some();
+        let tokens = Some(prepared.tokens.as_slice()).filter(|t| may_replace && !t.is_empty());
+        let named = worker.filter(|_| names_in_body);
+        if named.is_none() && tokens.is_none() && envelope.splice.nvext.is_empty() {
             return;
         }
-        let Some(envelope) = envelope else { return };
         let handover = Handover {
             token_data: tokens,
-            backend_instance_id: Some(worker.id.0),
-            decode_worker_id: Some(worker.id.0),
-            dp_rank: Some(worker.rank.0),
+            backend_instance_id: named.map(|worker| worker.id.0),
+            decode_worker_id: named.map(|worker| worker.id.0),
+            dp_rank: named.map(|worker| worker.rank.0),
             ..Handover::default()
         };
         let Ok(body) = hand_over(&envelope.splice, &handover) else { return };
@@ -275,12 +290,12 @@ impl Stream {
         }
     }
 
-    /// Routes by load, without looking at the body. `mode`: whether headers can
-    /// still name the worker.
-    fn decide_by_load(&mut self, reason: Reason, len: usize, mode: Mode) {
+    /// Routes by load, without looking at the body, while the headers can still
+    /// name the worker.
+    fn decide_by_load(&mut self, reason: Reason, len: usize) {
         self.phase = Phase::Through;
         let prepared = Prepared::by_load(reason, None, len);
-        if self.place(&prepared).is_none() && mode == Mode::Endpoint {
+        if self.place(&prepared).is_none() {
             self.name_worker_in_headers();
         }
     }
