@@ -7,13 +7,14 @@ use tokio::time::sleep;
 
 use crate::config::workers::WorkerList;
 use crate::config::{ModelConfig, WorkerSource};
+use crate::fleet::{Fleet, ModelFiles, ModelSpec};
 use crate::limits::{CONFIG_BYTES_MAX, WORKERS_FILE_EVERY};
 
 /// What a look at the worker list gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListEvent {
-    /// A list to take over, the whole of it.
-    Taken(WorkerList),
+    /// A fleet to take over, the whole of it.
+    Taken(Fleet),
     /// The list cannot be read, or has mistakes; the old one stays.
     Refused(String),
 }
@@ -23,7 +24,7 @@ pub async fn watch(source: WorkerSource, models: Vec<ModelConfig>, lists: mpsc::
     let path = match source {
         WorkerSource::Inline(list) => {
             // Nobody listens any more: nothing to do.
-            let _ = lists.send(ListEvent::Taken(list)).await;
+            let _ = lists.send(ListEvent::Taken(listed(list, &models))).await;
             lists.closed().await;
             return;
         }
@@ -52,8 +53,26 @@ fn look(path: &Path, text: &Result<String, String>, models: &[ModelConfig]) -> L
         Ok(text) => WorkerList::parse(text, models),
     };
     match list {
-        Ok(list) => ListEvent::Taken(list),
+        Ok(list) => ListEvent::Taken(listed(list, models)),
         Err(mistakes) => ListEvent::Refused(format!("{name}: {mistakes}")),
+    }
+}
+
+/// The fleet of a worker list, with the models of the configuration.
+fn listed(list: WorkerList, models: &[ModelConfig]) -> Fleet {
+    Fleet { models: models.iter().map(spec).collect(), ranks: list.ranks, ..Fleet::default() }
+}
+
+fn spec(model: &ModelConfig) -> ModelSpec {
+    ModelSpec {
+        name: model.name.clone(),
+        aliases: model.aliases.clone(),
+        files: ModelFiles::Directory(model.directory.clone()),
+        block_size: model.block_size,
+        context_length: 0,
+        eagle: model.eagle,
+        engine: model.engine,
+        hf_tokenizers: model.hf_tokenizers,
     }
 }
 

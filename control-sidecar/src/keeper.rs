@@ -23,13 +23,14 @@ use warmpath_core::ids::{SequenceHash, Worker, WorkerSlot};
 use warmpath_core::limits::FRAME_BODY_BYTES_MAX;
 use warmpath_core::roster::Parity;
 
-use crate::config::workers::{ListedRank, WorkerList};
 use crate::discovery::ListEvent;
+use crate::fleet::{Fleet, ListedRank, RankStream};
 use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
 use crate::metrics::Metrics;
 use crate::publish::service::Shared;
 use crate::source::sequence::Loss;
-use crate::source::zmq::{SharedView, StreamSpec, Update, View, follow, new_view};
+use crate::source::zmq::{StreamSpec, follow};
+use crate::source::{SharedView, Update, View, new_view};
 use crate::state::State;
 use crate::state::counts::Counts;
 use crate::state::rank::Held;
@@ -303,6 +304,13 @@ impl Keeper {
                     self.state.apply(slot, &events);
                 }
             }
+            Update::Replace(slot, sequence, events) => {
+                if let Some(followed) = self.followed.get_mut(&slot.0) {
+                    followed.applied = Some(sequence);
+                    self.state.replace(slot, &events);
+                }
+            }
+            Update::Load(..) => {}
             Update::Clear(slot, loss) => {
                 if let Some(followed) = self.followed.get_mut(&slot.0) {
                     followed.last_loss = Some(loss);
@@ -357,7 +365,7 @@ impl Keeper {
         }
     }
 
-    fn take_list(&mut self, list: WorkerList) {
+    fn take_list(&mut self, list: Fleet) {
         let specs: Vec<_> = list.ranks.iter().map(|rank| rank.spec.clone()).collect();
         let changes = self.state.set_workers(&specs);
         for (_, slot) in &changes.removed {
@@ -407,7 +415,7 @@ impl Keeper {
             last_loss: None,
             listed,
         };
-        if let Some(stream) = &followed.listed.stream {
+        if let Some(RankStream::Engine(stream)) = &followed.listed.stream {
             let view = new_view();
             let spec = StreamSpec {
                 worker: followed.listed.spec.worker,

@@ -10,6 +10,8 @@ pub mod limits;
 
 pub mod config;
 
+pub mod fleet;
+
 pub mod discovery;
 
 pub mod model;

@@ -7,3 +7,52 @@
 pub mod sequence;
 pub mod zmq;
 pub mod zmtp;
+
+use std::sync::{Arc, Mutex};
+
+use warmpath_core::event::KvEvent;
+use warmpath_core::ids::{Worker, WorkerSlot};
+
+use crate::fleet::RankLoad;
+use sequence::{Loss, Sequencer, Standing};
+
+/// What a stream tells the state.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update {
+    /// The events of one message to apply, in order, and the message's number.
+    Events(WorkerSlot, u64, Vec<KvEvent>),
+    /// What is known of the rank is to be forgotten.
+    Clear(WorkerSlot, Loss),
+    /// A whole account of what the rank holds, and the number of the last event
+    /// that it shows: it takes the place of what was known.
+    Replace(WorkerSlot, u64, Vec<KvEvent>),
+    /// A first replay, or what takes its place, is over.
+    Synced(WorkerSlot),
+    /// How busy a rank is.
+    Load(Worker, RankLoad),
+}
+
+/// What the state page shows of a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// How things stand.
+    pub standing: Standing,
+    /// Messages received live.
+    pub messages: u64,
+    /// Gaps seen.
+    pub gaps: u64,
+    /// Messages that came twice.
+    pub duplicates: u64,
+    /// Last failure to connect or to stay connected.
+    pub failure: Option<&'static str>,
+}
+
+/// A view that its stream keeps up to date.
+pub type SharedView = Arc<Mutex<View>>;
+
+/// A view of a stream that has not started.
+#[must_use]
+pub fn new_view() -> SharedView {
+    let standing = Sequencer::new(true).standing();
+    Arc::new(Mutex::new(View { standing, messages: 0, gaps: 0, duplicates: 0, failure: None }))
+}

@@ -49,7 +49,8 @@ pub struct RankSpec {
     pub shape: BlockShape,
     /// What it does.
     pub role: Role,
-    /// Where requests go, an address.
+    /// Where requests go, an address; empty if the worker has none of its own
+    /// and is only named by its id, to a frontend.
     pub endpoint: String,
     /// Blocks its cache holds; 0 if not known.
     pub total_kv_blocks: u64,
@@ -57,6 +58,9 @@ pub struct RankSpec {
     pub small_pages: bool,
     /// Whether it publishes events.
     pub has_events: bool,
+    /// Tells lives of the rank apart where discovery can: from a pod's uid, a
+    /// publisher's id, a lease. 0 where it cannot.
+    pub incarnation: u64,
 }
 
 impl RankSpec {
@@ -68,6 +72,7 @@ impl RankSpec {
             && self.endpoint == other.endpoint
             && self.small_pages == other.small_pages
             && self.has_events == other.has_events
+            && self.incarnation == other.incarnation
     }
 }
 
@@ -173,6 +178,16 @@ impl State {
             tracked.rank.apply(event, slot, outbox);
         }
         *roster_changed |= before != tracked.rank.evidence();
+    }
+
+    /// Takes over a whole account of what one incarnation holds.
+    pub fn replace(&mut self, slot: WorkerSlot, events: &[KvEvent]) {
+        let Self { ranks, by_slot, outbox, roster_changed, .. } = self;
+        if let Some(tracked) = by_slot.get(&slot.0).and_then(|worker| ranks.get_mut(worker)) {
+            let before = tracked.rank.evidence();
+            tracked.rank.replace(events, slot, outbox);
+            *roster_changed |= before != tracked.rank.evidence();
+        }
     }
 
     /// Forgets what one incarnation holds: its engine restarted, or what it

@@ -18,7 +18,7 @@ use warmpath_core::roster::{Parity, Role};
 
 use crate::keeper::{Question, RankReport, Report};
 use crate::publish::service::Shared;
-use crate::source::zmq::View;
+use crate::source::View;
 use crate::state::counts::Notice;
 
 /// The pages.

@@ -13,7 +13,7 @@
 //! - *group*: engines with several kinds of attention keep several caches and
 //!   number them; only the main attention's says what can be reused.
 
-use crate::ids::{EngineHash, TokenId};
+use crate::ids::{BlockHash, EngineHash, TokenId};
 
 /// Where an engine holds a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,6 +129,19 @@ pub struct Stored {
     pub group: Group,
 }
 
+/// An engine now holds blocks, as a relay says it that has hashed them already
+/// (Dynamo's event plane): without tokens, and always of the model's block size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hashed {
+    /// The engine's own name of each block, and the hash of its tokens and salt.
+    /// Chained to each other in the order given.
+    pub blocks: Vec<(EngineHash, BlockHash)>,
+    /// The block before the first of `blocks`; `None` at the start of a prompt.
+    pub parent: Option<EngineHash>,
+    /// Where the blocks are.
+    pub medium: Medium,
+}
+
 /// An engine no longer holds pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
@@ -145,6 +158,8 @@ pub struct Removed {
 pub enum KvEvent {
     /// Pages appeared.
     Stored(Stored),
+    /// Blocks appeared, hashed already.
+    Hashed(Hashed),
     /// Pages went.
     Removed(Removed),
     /// Everything went.

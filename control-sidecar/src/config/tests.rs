@@ -3,6 +3,7 @@
 use super::workers::id_of_name;
 use super::*;
 use crate::adapter::Engine;
+use crate::fleet::RankStream;
 use warmpath_core::ids::{DpRank, WorkerId};
 use warmpath_core::roster::Role;
 
@@ -60,7 +61,7 @@ fn a_good_list_gives_one_entry_a_rank() {
     let first = &list.ranks[0];
     assert_eq!(first.spec.worker.id, WorkerId(1));
     assert_eq!(first.spec.total_kv_blocks, 1200);
-    let stream = first.stream.as_ref().unwrap();
+    let Some(RankStream::Engine(stream)) = &first.stream else { panic!() };
     assert_eq!(stream.events, "127.0.0.1:19501");
     assert_eq!(stream.replay.as_deref(), Some("127.0.0.1:19601"));
     assert!(!stream.one_of_many);
@@ -69,7 +70,7 @@ fn a_good_list_gives_one_entry_a_rank() {
     assert_eq!(second.spec.worker.rank, DpRank(5));
     assert_eq!((second.spec.role, second.spec.small_pages), (Role::Prefill, true));
     assert_eq!(second.spec.endpoint, "[fd00::1]:8000");
-    let stream = second.stream.as_ref().unwrap();
+    let Some(RankStream::Engine(stream)) = &second.stream else { panic!() };
     assert_eq!((stream.engine, stream.events.as_str()), (Engine::Sglang, "engine.example:5562"));
     assert!(stream.one_of_many);
     assert!(!list.ranks[3].spec.has_events);

@@ -13,6 +13,7 @@ use warmpath_core::roster::Role;
 use super::fields::{Mistakes, Report, Section};
 use super::{ModelConfig, yaml};
 use crate::adapter::Engine;
+use crate::fleet::{EngineStream, ListedRank, RankStream};
 use crate::state::RankSpec;
 
 /// Instance ids have 53 bits, so that they survive as numbers of JSON.
@@ -31,30 +32,6 @@ pub fn id_of_name(name: &str) -> WorkerId {
     hasher.write(name.as_bytes());
     hasher.write_u8(0xff);
     WorkerId(hasher.finish() & ID_MASK)
-}
-
-/// Where one rank publishes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RankStream {
-    /// Whose conventions apply.
-    pub engine: Engine,
-    /// `host:port` of the publisher.
-    pub events: String,
-    /// `host:port` of the replay socket.
-    pub replay: Option<String>,
-    /// Whether the instance has several ranks.
-    pub one_of_many: bool,
-}
-
-/// One rank of the list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedRank {
-    /// What the state must know.
-    pub spec: RankSpec,
-    /// Where it publishes; `None` if it does not.
-    pub stream: Option<RankStream>,
-    /// The name that the list gives its instance, for the state page.
-    pub name: Option<String>,
 }
 
 /// All workers, a rank each.
@@ -152,12 +129,15 @@ fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Vec<L
                 total_kv_blocks,
                 small_pages: engine == Engine::Sglang,
                 has_events: events.is_some(),
+                incarnation: 0,
             },
-            stream: events.as_ref().map(|events| RankStream {
-                engine,
-                events: events.of_rank(rank),
-                replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
-                one_of_many: size > 1,
+            stream: events.as_ref().map(|events| {
+                RankStream::Engine(EngineStream {
+                    engine,
+                    events: events.of_rank(rank),
+                    replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
+                    one_of_many: size > 1,
+                })
             }),
             name: name.clone(),
         })

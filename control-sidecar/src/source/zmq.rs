@@ -4,7 +4,7 @@
 //! wants it, decodes, and waits when the state is slower than the engine: then
 //! the publisher drops, which shows as a gap and is repaired.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use tracing::{debug, info, warn};
 use warmpath_core::event::KvEvent;
 use warmpath_core::ids::{Worker, WorkerSlot};
 
-use super::sequence::{Action, Loss, Sequencer, Standing};
+use super::sequence::{Action, Loss, Sequencer};
 use super::zmtp::{Connection, SocketKind, ZmtpError};
+use super::{SharedView, Update, View};
 use crate::adapter::{Engine, Skip, decode};
 use crate::limits::{
     RECONNECT_PAUSE, REPLAY_SILENCE, REPLAY_TIMEOUT, STREAM_FRAMES_QUEUED, TAIL_CHECK_AFTER,
@@ -39,42 +40,6 @@ pub struct StreamSpec {
     /// Whether batches that name another rank are refused: they are with
     /// several ranks, since those could be mixed up.
     pub strict_rank: bool,
-}
-
-/// What a stream tells the state.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Update {
-    /// The events of one message to apply, in order, and the message's number.
-    Events(WorkerSlot, u64, Vec<KvEvent>),
-    /// What is known of the rank is to be forgotten.
-    Clear(WorkerSlot, Loss),
-    /// A first replay, or what takes its place, is over.
-    Synced(WorkerSlot),
-}
-
-/// What the state page shows of a stream.
-#[derive(Clone, Copy, Debug)]
-pub struct View {
-    /// How things stand.
-    pub standing: Standing,
-    /// Messages received live.
-    pub messages: u64,
-    /// Gaps seen.
-    pub gaps: u64,
-    /// Messages that came twice.
-    pub duplicates: u64,
-    /// Last failure to connect or to stay connected.
-    pub failure: Option<&'static str>,
-}
-
-/// A view that its stream keeps up to date.
-pub type SharedView = Arc<Mutex<View>>;
-
-/// A view of a stream that has not started.
-#[must_use]
-pub fn new_view() -> SharedView {
-    let standing = Sequencer::new(true).standing();
-    Arc::new(Mutex::new(View { standing, messages: 0, gaps: 0, duplicates: 0, failure: None }))
 }
 
 /// Follows a publisher until the task is aborted or nobody takes updates.

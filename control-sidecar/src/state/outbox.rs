@@ -37,6 +37,11 @@ impl Outbox {
         }
     }
 
+    /// Drops what has been collected.
+    pub(super) fn discard(&mut self) {
+        *self = Self::default();
+    }
+
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -25,7 +25,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use warmpath_core::event::{Group, GroupKind, KvEvent, Medium, Removed, Stored};
+use warmpath_core::event::{Group, GroupKind, Hashed, KvEvent, Medium, Removed, Stored};
 use warmpath_core::hash::{BlockShape, Salt, block_hash_with_objects, sequence_hash};
 use warmpath_core::ids::{EngineHash, SequenceHash, TokenId, WorkerSlot};
 use warmpath_core::roster::Parity;
@@ -130,8 +130,29 @@ impl Rank {
     pub fn apply(&mut self, event: &KvEvent, slot: WorkerSlot, outbox: &mut Outbox) {
         match event {
             KvEvent::Stored(stored) => self.store(stored, slot, outbox),
+            KvEvent::Hashed(hashed) => self.store_hashed(hashed, slot, outbox),
             KvEvent::Removed(removed) => self.remove(removed, slot, outbox),
             KvEvent::Cleared => self.clear(slot, outbox),
+        }
+    }
+
+    /// Takes over what a whole account of the cache says, and puts only what
+    /// differs from what was known into `outbox`.
+    pub fn replace(&mut self, events: &[KvEvent], slot: WorkerSlot, outbox: &mut Outbox) {
+        let mut unsent = Outbox::default();
+        let before = core::mem::take(&mut self.held);
+        self.pages = HashMap::new();
+        self.passed_over = HashMap::new();
+        for event in events {
+            self.apply(event, slot, &mut unsent);
+            // What it would have sent is found by comparing.
+            unsent.discard();
+        }
+        for gone in before.keys().filter(|hash| !self.held.contains_key(hash)) {
+            outbox.removed(slot, *gone);
+        }
+        for new in self.held.keys().filter(|hash| !before.contains_key(hash)) {
+            outbox.stored(slot, *new);
         }
     }
 
@@ -238,6 +259,48 @@ impl Rank {
                 self.counts.note(Notice::PagesFull, stored.pages.len() - at);
                 return;
             }
+        }
+    }
+
+    /// Blocks whose hashes a relay has computed. Each is a page of its own.
+    fn store_hashed(&mut self, hashed: &Hashed, slot: WorkerSlot, outbox: &mut Outbox) {
+        if hashed.medium != Medium::Device {
+            self.counts.note(Notice::LowerTier, 1);
+            return;
+        }
+        let Some((mut cursor, _)) = self.start(hashed.parent, 0) else {
+            self.counts.note(Notice::ParentUnknown, 1);
+            return;
+        };
+        for (at, (engine, hash)) in hashed.blocks.iter().enumerate() {
+            let key = (*engine, 0);
+            if hashed.parent == Some(*engine) {
+                self.counts.note(Notice::SelfReference, 1);
+                return;
+            }
+            let block = Some(sequence_hash(cursor.block, *hash));
+            if let Some(page) = self.pages.get(&key) {
+                // The relay has counted the copies: it says one removal for all.
+                self.counts.note(Notice::Repeated, 1);
+                if page.block != block {
+                    // The same name for other tokens: what follows hangs on the
+                    // block that is known by it.
+                    self.counts.note(Notice::SelfReference, 1);
+                    return;
+                }
+                cursor.block = block;
+                continue;
+            }
+            if self.pages.len() as u64 >= self.blocks_max.min(RANK_PAGES_MAX) {
+                self.counts.note(Notice::PagesFull, hashed.blocks.len() - at);
+                return;
+            }
+            let page = Page { copies: 1, seed: 0, block, inner: None, open: None, counted: true };
+            self.pages.insert(key, page);
+            cursor.block = block;
+            // The relay hashes blocks of the card's size only.
+            self.evidence = Evidence::Proven;
+            self.hold(block, slot, outbox);
         }
     }
 

@@ -58,6 +58,7 @@ fn spec(id: u64, block_size: u32) -> RankSpec {
         total_kv_blocks: 100,
         small_pages: true,
         has_events: true,
+        incarnation: 0,
     }
 }
 
