@@ -1,13 +1,17 @@
 //! Keeper: the one task that owns the state.
 //!
-//! Takes the sources' updates and new worker lists, writes deltas, rosters and
-//! cards into the log, and answers what streams and the status page ask.
+//! Takes the sources' updates, new fleets and loaded models, writes deltas,
+//! rosters and cards into the log, and answers what streams and the status page
+//! ask.
 //!
 //! # Terms
 //!
 //! - *open*: the index is whole, as far as it can be: every source has finished
 //!   its first replay, or the deadline has passed. Before that no filter is told
 //!   to take the index over, so a restart of the sidecar costs no hits.
+//! - *settled*: every model of the fleet has been loaded, or tried. Before that,
+//!   or the deadline, neither cards nor rosters are written: filters keep what an
+//!   earlier life of the sidecar has told them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
@@ -24,9 +28,12 @@ use warmpath_core::limits::FRAME_BODY_BYTES_MAX;
 use warmpath_core::roster::Parity;
 
 use crate::discovery::ListEvent;
-use crate::fleet::{Fleet, ListedRank, RankStream};
+use crate::fleet::{Fleet, ListedRank, Problem, RankStream};
 use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
 use crate::metrics::Metrics;
+use crate::model::LoadedModel;
+use crate::model::catalog::{Catalog, Progress};
+use crate::model::loader::{Attempt, Loader};
 use crate::publish::service::Shared;
 use crate::source::sequence::Loss;
 use crate::source::zmq::{StreamSpec, follow};
@@ -90,8 +97,12 @@ pub struct RankReport {
 pub struct Report {
     /// Every rank, in the order of slots.
     pub ranks: Vec<RankReport>,
-    /// The models, if they have been loaded.
-    pub cards: Option<Arc<Cards>>,
+    /// The models, by number.
+    pub cards: Arc<Cards>,
+    /// Models that are not ready, each with a word that says why.
+    pub models_unready: Vec<(String, &'static str)>,
+    /// What discovery could not use.
+    pub problems: Vec<Problem>,
     /// What keeps the sidecar from being ready.
     pub unready: Vec<String>,
     /// What was wrong with the last worker list.
@@ -103,10 +114,10 @@ pub struct Report {
 /// Where the keeper hears from.
 #[derive(Debug)]
 pub struct Inputs {
-    /// New worker lists.
+    /// New fleets.
     pub lists: mpsc::Receiver<ListEvent>,
-    /// The models, once.
-    pub cards: oneshot::Receiver<Cards>,
+    /// Attempts to load models.
+    pub attempts: mpsc::Receiver<Attempt>,
     /// What is asked.
     pub questions: mpsc::Receiver<Question>,
 }
@@ -139,8 +150,15 @@ pub struct Keeper {
     updates_in: mpsc::Sender<Update>,
     updates: mpsc::Receiver<Update>,
     followed: BTreeMap<u16, Followed>,
-    cards: Option<Arc<Cards>>,
+    loader: Loader,
+    catalog: Catalog,
+    /// Loading tasks, by the model's number.
+    loading: BTreeMap<u16, AbortHandle>,
+    cards: Arc<Cards>,
+    cards_changed: bool,
+    problems: Vec<Problem>,
     has_list: bool,
+    has_published: bool,
     list_error: Option<String>,
     counted: Counts,
     deadline: Instant,
@@ -153,7 +171,12 @@ impl Keeper {
     ///
     /// - `sync_deadline`: how long the first synchronisation may take.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, sync_deadline: Duration, updates_max: usize) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        loader: Loader,
+        sync_deadline: Duration,
+        updates_max: usize,
+    ) -> Self {
         let (updates_in, updates) = mpsc::channel(updates_max);
         Self {
             state: State::new(),
@@ -162,8 +185,14 @@ impl Keeper {
             updates_in,
             updates,
             followed: BTreeMap::new(),
-            cards: None,
+            loader,
+            catalog: Catalog::default(),
+            loading: BTreeMap::new(),
+            cards: Arc::default(),
+            cards_changed: false,
+            problems: Vec::new(),
             has_list: false,
+            has_published: false,
             list_error: None,
             counted: Counts::default(),
             deadline: Instant::now() + sync_deadline,
@@ -182,11 +211,10 @@ impl Keeper {
     pub async fn run(mut self, mut inputs: Inputs) {
         let stop = self.shared.stop.clone();
         loop {
-            // Roster and gate wait for list and cards, however late it is: a time
-            // that has passed would be waited for in a loop without rest.
-            let can_publish = self.has_list && self.cards.is_some();
-            let roster_at = self.roster_at.filter(|_| can_publish);
-            let gate_at = (!self.is_open() && can_publish).then_some(self.deadline);
+            // Roster and gate wait for the fleet, however late it is: a time that
+            // has passed would be waited for in a loop without rest.
+            let roster_at = self.roster_at.filter(|_| self.may_publish(Instant::now()));
+            let gate_at = (!self.is_open() && self.has_list).then_some(self.deadline);
             let next = [self.flush_at, roster_at, gate_at].into_iter().flatten().min();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -207,11 +235,9 @@ impl Keeper {
                         return;
                     }
                 }
-                cards = &mut inputs.cards, if self.cards.is_none() => {
-                    match cards {
-                        Ok(cards) => self.take_cards(cards),
-                        // Whoever loads the models has gone: we are stopping.
-                        Err(_) => return,
+                attempt = inputs.attempts.recv() => {
+                    if let Some(attempt) = attempt {
+                        self.loaded(attempt);
                     }
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
@@ -239,15 +265,20 @@ impl Keeper {
         if self.state.take_roster_changed() {
             self.roster_at.get_or_insert(now + ROSTER_AFTER);
         }
-        if self.roster_at.is_some_and(|at| at <= now) && self.cards.is_some() && self.has_list {
+        if self.roster_at.is_some_and(|at| at <= now) && self.may_publish(now) {
             self.publish_roster();
         }
         self.try_open(now);
     }
 
+    /// Whether cards and rosters may be written.
+    fn may_publish(&self, now: Instant) -> bool {
+        self.has_list && (self.has_published || self.catalog.is_settled() || now >= self.deadline)
+    }
+
     /// Lets filters take the index over as soon as it is whole.
     fn try_open(&mut self, now: Instant) {
-        if self.is_open() || !self.has_list || self.cards.is_none() {
+        if self.is_open() || !self.may_publish(now) {
             return;
         }
         let waiting = self.followed.values().filter(|it| it.task.is_some() && !it.synced).count();
@@ -273,8 +304,13 @@ impl Keeper {
         self.counted = counts;
     }
 
+    /// Writes the roster, behind the cards that it refers to.
     fn publish_roster(&mut self) {
         self.roster_at = None;
+        self.has_published = true;
+        if core::mem::take(&mut self.cards_changed) {
+            self.append(Kind::Card, &self.cards.encode());
+        }
         self.state.take_roster_changed();
         let body = self.state.roster().encode();
         self.append(Kind::Roster, &body);
@@ -342,12 +378,35 @@ impl Keeper {
         }
     }
 
-    fn take_cards(&mut self, cards: Cards) {
-        self.append(Kind::Card, &cards.encode());
-        self.cards = Some(Arc::new(cards));
-        if self.has_list {
-            self.roster_at = Some(Instant::now());
+    /// Takes in what came of loading a model.
+    fn loaded(&mut self, attempt: Attempt) {
+        let Attempt { number, spec, outcome } = attempt;
+        let changed = match outcome {
+            Ok(LoadedModel { card, tokenizer }) => {
+                let blob = card.tokenizer.ok().zip(tokenizer);
+                let card = Box::new(card);
+                let changed = self.catalog.progress(number, &spec, Progress::Ready(card));
+                if changed && let Some((id, bytes)) = blob {
+                    self.shared.blobs.add(id, bytes);
+                }
+                changed
+            }
+            Err(error) => {
+                self.metrics.model_not_loaded(error.reason());
+                self.catalog.progress(number, &spec, Progress::Failed(error.reason()))
+            }
+        };
+        if changed {
+            self.cards_have_changed();
         }
+    }
+
+    fn cards_have_changed(&mut self) {
+        let cards = Arc::new(self.catalog.cards());
+        self.shared.blobs.retain(|id| cards.models.iter().any(|card| card.tokenizer == Ok(id)));
+        self.cards = cards;
+        self.cards_changed = true;
+        self.roster_at.get_or_insert(Instant::now());
     }
 
     fn list(&mut self, event: ListEvent) {
@@ -355,7 +414,7 @@ impl Keeper {
             ListEvent::Taken(list) => {
                 self.list_error = None;
                 self.metrics.workers_list_taken();
-                self.take_list(list);
+                self.take_fleet(list);
             }
             ListEvent::Refused(message) => {
                 warn!(error = %message, "the worker list is refused; the old one stays");
@@ -365,8 +424,10 @@ impl Keeper {
         }
     }
 
-    fn take_list(&mut self, list: Fleet) {
-        let specs: Vec<_> = list.ranks.iter().map(|rank| rank.spec.clone()).collect();
+    fn take_fleet(&mut self, mut fleet: Fleet) {
+        self.take_models(&mut fleet);
+        self.problems = fleet.problems;
+        let specs: Vec<_> = fleet.ranks.iter().map(|rank| rank.spec.clone()).collect();
         let changes = self.state.set_workers(&specs);
         for (_, slot) in &changes.removed {
             self.followed.remove(&slot.0);
@@ -374,7 +435,7 @@ impl Keeper {
         let mut slots: BTreeMap<Worker, WorkerSlot> = changes.added.iter().copied().collect();
         let known: BTreeMap<Worker, WorkerSlot> =
             self.state.tracked().map(|tracked| (tracked.spec.worker, tracked.slot)).collect();
-        for listed in list.ranks {
+        for listed in fleet.ranks {
             let worker = listed.spec.worker;
             let Some(slot) = slots.remove(&worker).or_else(|| known.get(&worker).copied()) else {
                 continue;
@@ -398,12 +459,44 @@ impl Keeper {
             ranks = self.followed.len(),
             added = changes.added.len(),
             removed = changes.removed.len(),
-            "worker list taken over"
+            models = fleet.models.len(),
+            problems = self.problems.len(),
+            "fleet taken over"
         );
         self.has_list = true;
         // Before anything that names a new slot.
         self.flush();
         self.roster_at = Some(Instant::now());
+    }
+
+    /// Numbers the fleet's models, loads the new ones, and turns the ranks'
+    /// indices into numbers. Ranks of models beyond the limit are left out.
+    fn take_models(&mut self, fleet: &mut Fleet) {
+        let assignment = self.catalog.take(&fleet.models);
+        for number in &assignment.removed {
+            if let Some(task) = self.loading.remove(number) {
+                task.abort();
+            }
+        }
+        for number in &assignment.added {
+            if let Some(spec) = self.catalog.spec(*number) {
+                self.loading.insert(*number, self.loader.start(*number, spec.clone()));
+            }
+        }
+        if !assignment.added.is_empty() || !assignment.removed.is_empty() {
+            self.cards_have_changed();
+        }
+        let number_of = |model: u16| assignment.numbers.get(usize::from(model)).copied().flatten();
+        for (model, _) in
+            fleet.models.iter().zip(&assignment.numbers).filter(|(_, it)| it.is_none())
+        {
+            fleet.problems.push(Problem { of: model.name.clone(), reason: "too_many_models" });
+        }
+        fleet.ranks.retain_mut(|rank| {
+            let number = number_of(rank.spec.model);
+            rank.spec.model = number.unwrap_or(rank.spec.model);
+            number.is_some()
+        });
     }
 
     fn follow(&self, slot: WorkerSlot, listed: ListedRank) -> Followed {
@@ -469,7 +562,13 @@ impl Keeper {
         );
         Report {
             ranks,
-            cards: self.cards.clone(),
+            cards: Arc::clone(&self.cards),
+            models_unready: self
+                .catalog
+                .unready()
+                .map(|(name, reason)| (name.to_owned(), reason))
+                .collect(),
+            problems: self.problems.clone(),
             unready,
             list_error: self.list_error.clone(),
             updates_waiting: self.updates.len(),
@@ -478,8 +577,8 @@ impl Keeper {
 
     fn unready(&self, ranks: &[RankReport]) -> Vec<String> {
         let mut reasons = Vec::new();
-        if self.cards.is_none() {
-            reasons.push("models_loading".to_owned());
+        for (model, reason) in self.catalog.unready() {
+            reasons.push(format!("model {model}: {reason}"));
         }
         if !self.has_list {
             reasons.push("no_worker_list".to_owned());

@@ -137,3 +137,14 @@ pub const MODEL_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Compiled tokenizers kept on disk, of at most 13 MB each.
 pub const CACHE_FILES_MAX: usize = 16;
+
+/// Longest time to fetch one file that a model card names. A tokenizer has at
+/// most 34 MB.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// First and longest pause before a model's files are fetched again.
+pub const FETCH_RETRY_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_secs(10));
+
+/// Attempts to load models that wait for the keeper.
+pub const ATTEMPTS_QUEUED: usize = 8;

@@ -35,6 +35,7 @@ pub struct Metrics {
     stored: Counter,
     removed: Counter,
     workers_list_errors: Counter,
+    models_not_loaded: Reasons,
     frames: Reasons,
     frame_bytes: Counter,
     resyncs: Reasons,
@@ -78,6 +79,7 @@ impl Metrics {
             stored, "blocks_stored", "Blocks that became held";
             removed, "blocks_removed", "Blocks that ceased to be held";
             workers_list_errors, "workers_list_errors", "Worker lists that were refused";
+            models_not_loaded, "model_load_failures", "Attempts to load a model that failed, by reason";
             frames, "feed_frames", "Log frames written, by kind";
             frame_bytes, "feed_bytes", "Bytes of log frames written";
             resyncs, "feed_resyncs", "Followers told to take the index anew, by reason";
@@ -143,6 +145,11 @@ impl Metrics {
     /// A batch named another rank than the one it came from.
     pub fn batch_of_other_rank(&self) {
         self.other_rank.inc();
+    }
+
+    /// A model's files could not be had.
+    pub fn model_not_loaded(&self, word: &'static str) {
+        self.models_not_loaded.get_or_create(&reason(word)).inc();
     }
 
     /// A worker list was refused.

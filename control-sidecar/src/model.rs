@@ -1,9 +1,12 @@
 //! Model: a model's directory, as Hugging Face lays it out, to a card.
 //!
-//! What cannot be read makes that model blind, never the sidecar: its workers
-//! are then routed by load.
+//! `catalog` numbers the models that the fleet has, `loader` gets their files and
+//! loads them. What cannot be read makes that model blind, never the sidecar: its
+//! workers are then routed by load.
 
 pub mod cache;
+pub mod catalog;
+pub mod loader;
 
 use std::io::Read;
 use std::path::Path;
@@ -11,58 +14,48 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{info, warn};
-use warmpath_core::card::{Blind, Cards, ModelCard, NamedTemplate};
+use warmpath_core::card::{Blind, BlobId, ModelCard, NamedTemplate};
 use warmpath_core::limits::{
     CARD_ALIASES_MAX, CARD_NAME_BYTES_MAX, CARD_PREFIX_TOKENS_MAX, CARD_TEMPLATES_MAX,
-    FRAME_BODY_BYTES_MAX, TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX,
+    TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX,
 };
 use warmpath_core::render::Flavour;
 use warmpath_core::tokenize::compile::{CompileError, compile, wrap_json};
 
 use cache::Cache;
 
-use crate::config::{CompletionEngine, ModelConfig};
+use crate::config::CompletionEngine;
+use crate::fleet::ModelSpec;
 use crate::limits::MODEL_FILE_BYTES_MAX;
-use crate::publish::blobs::Blobs;
 
 /// Names by which templates know special tokens.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Loads every model; keeps their tokenizers in `blobs`.
+/// A model as filters need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedModel {
+    /// What cards say of it.
+    pub card: ModelCard,
+    /// The tokenizer that the card names by content.
+    pub tokenizer: Option<Vec<u8>>,
+}
+
+/// Loads a model from its files.
 ///
+/// - `directory`: as Hugging Face lays it out.
 /// - `cache`: where compiled tokenizers are kept.
 ///
 /// # Cost
 ///
-/// Seconds of computing for large tokenizers that are not in the cache; not for
+/// Seconds of computing for a large tokenizer that is not in the cache; not for
 /// a thread that serves.
 #[must_use]
-pub fn load_all(models: &[ModelConfig], cache: &Cache, blobs: &Blobs) -> Cards {
-    let models = models.iter().map(|model| load(model, cache, blobs)).collect();
-    let mut cards = Cards { models };
-    // One frame carries them all: what does not fit loses its templates.
-    for at in (0..cards.models.len()).rev() {
-        if cards.encode().len() <= FRAME_BODY_BYTES_MAX {
-            break;
-        }
-        if let Some(card) = cards.models.get_mut(at) {
-            warn!(model = card.name, "the models' templates together are too long; left out");
-            card.templates.clear();
-        }
-    }
-    cards
-}
-
-fn load(model: &ModelConfig, cache: &Cache, blobs: &Blobs) -> ModelCard {
-    let directory = &model.directory;
+pub fn load(model: &ModelSpec, directory: &Path, cache: &Cache) -> LoadedModel {
     let config = read_json(directory, "tokenizer_config.json").unwrap_or_default();
     let json = read_bytes(directory, "tokenizer.json", TOKENIZER_BYTES_MAX);
     let tokenizer = match &json {
-        Ok(bytes) => {
-            let file = compile_tokenizer(bytes, model.hf_tokenizers, cache);
-            file.map(|file| blobs.add(file))
-        }
+        Ok(bytes) => compile_tokenizer(bytes, model.hf_tokenizers, cache),
         Err(error) => {
             warn!(model = model.name, error, "tokenizer.json cannot be read: the model is blind");
             Err(Blind::Tokenizer)
@@ -70,20 +63,17 @@ fn load(model: &ModelConfig, cache: &Cache, blobs: &Blobs) -> ModelCard {
     };
     let adds_special = model.engine != CompletionEngine::Dynamo;
     let prefix = json.ok().filter(|_| adds_special).map(|bytes| completion_prefix(&bytes));
+    let context_length = match model.context_length {
+        0 => context_length(&read_json(directory, "config.json").unwrap_or_default()),
+        known => known,
+    };
     let card = ModelCard {
-        name: model.name.clone(),
-        aliases: model.aliases.clone(),
-        block_size: model.block_size,
-        context_length: context_length(&read_json(directory, "config.json").unwrap_or_default()),
-        eagle: model.eagle,
-        flavour: match model.engine {
-            CompletionEngine::Dynamo => Flavour::Dynamo,
-            CompletionEngine::Vllm | CompletionEngine::Sglang => Flavour::Vllm,
-        },
-        tokenizer,
+        context_length,
+        tokenizer: tokenizer.as_deref().map(BlobId::of).map_err(|blind| *blind),
         templates: templates(directory, &config),
         special_tokens: special_tokens(directory, &config),
         completion_prefix: prefix.unwrap_or_default(),
+        ..blind_card(model, Blind::Loading)
     };
     info!(
         model = card.name,
@@ -91,7 +81,27 @@ fn load(model: &ModelConfig, cache: &Cache, blobs: &Blobs) -> ModelCard {
         templates = card.templates.len(),
         "model loaded"
     );
-    card
+    LoadedModel { card, tokenizer: tokenizer.ok() }
+}
+
+/// The card of a model whose files are not there.
+#[must_use]
+pub fn blind_card(model: &ModelSpec, blind: Blind) -> ModelCard {
+    ModelCard {
+        name: model.name.clone(),
+        aliases: model.aliases.clone(),
+        block_size: model.block_size,
+        context_length: model.context_length,
+        eagle: model.eagle,
+        flavour: match model.engine {
+            CompletionEngine::Dynamo => Flavour::Dynamo,
+            CompletionEngine::Vllm | CompletionEngine::Sglang => Flavour::Vllm,
+        },
+        tokenizer: Err(blind),
+        templates: Vec::new(),
+        special_tokens: Vec::new(),
+        completion_prefix: Vec::new(),
+    }
 }
 
 /// Compiles a tokenizer to the form that filters load.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -20,9 +20,9 @@ use crate::config::workers::WorkerList;
 use crate::config::{Config, LogFormat, Overrides, WorkerSource};
 use crate::discovery::{self, read_bounded};
 use crate::keeper::{Inputs, Keeper};
-use crate::limits::UPDATES_QUEUED_MAX;
+use crate::limits::{ATTEMPTS_QUEUED, UPDATES_QUEUED_MAX};
 use crate::metrics::Metrics;
-use crate::model::{self, cache::Cache};
+use crate::model::{cache::Cache, loader::Loader};
 use crate::publish::log::FeedLog;
 use crate::publish::service::{FeedServer, Shared};
 use crate::status;
@@ -186,22 +186,17 @@ impl Sidecar {
         let shared = Arc::new(Shared::new(log, questions, Arc::new(Metrics::new()), stop.clone()));
         let mut tasks = JoinSet::new();
 
-        // Models: computing, on a thread of its own.
-        let (cards, cards_loaded) = oneshot::channel();
-        let cache = Cache::new(config.cache_directory.clone());
-        let (models, blobs_of) = (config.models.clone(), Arc::clone(&shared));
-        tokio::task::spawn_blocking(move || {
-            // Nobody waits for them any more if we are stopping.
-            let _ = cards.send(model::load_all(&models, &cache, &blobs_of.blobs));
-        });
+        let (attempts, attempt_queue) = mpsc::channel(ATTEMPTS_QUEUED);
+        let loader = Loader::new(Cache::new(config.cache_directory), attempts);
 
         let (lists, list_queue) = mpsc::channel(1);
         tasks.spawn(discovery::watch(config.workers, config.models, lists));
 
-        let keeper = Keeper::new(Arc::clone(&shared), config.sync_deadline, UPDATES_QUEUED_MAX);
+        let keeper =
+            Keeper::new(Arc::clone(&shared), loader, config.sync_deadline, UPDATES_QUEUED_MAX);
         tasks.spawn(keeper.run(Inputs {
             lists: list_queue,
-            cards: cards_loaded,
+            attempts: attempt_queue,
             questions: question_queue,
         }));
 

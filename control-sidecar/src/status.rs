@@ -61,15 +61,19 @@ async fn metrics(Extract(shared): Extract<Arc<Shared>>) -> Response {
 async fn state(Extract(shared): Extract<Arc<Shared>>) -> Response {
     let Some(report) = report(&shared).await else { return stopping() };
     let progress = shared.log.progress();
-    let cards = report.cards.as_deref();
-    let models: Vec<Value> =
-        cards.map(|cards| cards.models.iter().map(model).collect()).unwrap_or_default();
+    let named = report.cards.models.iter().filter(|card| !card.name.is_empty());
+    let models: Vec<Value> = named.map(|card| model(card, &report)).collect();
+    let problems: Vec<Value> = report
+        .problems
+        .iter()
+        .map(|problem| json!({"of": problem.of, "reason": problem.reason}))
+        .collect();
     let workers: Vec<Value> = report
         .ranks
         .iter()
         .map(|rank| {
             let index = usize::from(rank.listed.spec.model);
-            let name = cards.and_then(|cards| cards.models.get(index)).map(|card| &card.name);
+            let name = report.cards.models.get(index).map(|card| &card.name);
             worker(rank, name)
         })
         .collect();
@@ -85,17 +89,22 @@ async fn state(Extract(shared): Extract<Arc<Shared>>) -> Response {
         "workers_list_error": report.list_error,
         "workers": workers,
         "models": models,
+        "problems": problems,
     }))
     .into_response()
 }
 
-fn model(card: &ModelCard) -> Value {
+fn model(card: &ModelCard, report: &Report) -> Value {
+    let unready = report.models_unready.iter().find(|(name, _)| *name == card.name);
     let tokenizer = match card.tokenizer {
         Ok(blob) => {
             json!({"state": "ready", "bytes": blob.len, "hash": format!("{:016x}", blob.hash)})
         }
         Err(Blind::Tokenizer) => json!({"state": "blind", "reason": "tokenizer"}),
         Err(Blind::TokenizerKind) => json!({"state": "blind", "reason": "tokenizer_kind"}),
+        Err(Blind::Loading) => {
+            json!({"state": "loading", "reason": unready.map_or("loading", |(_, reason)| reason)})
+        }
     };
     let templates: Vec<&str> = card.templates.iter().map(|it| it.name.as_str()).collect();
     json!({

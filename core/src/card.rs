@@ -32,6 +32,8 @@ pub enum Blind {
     /// The tokenizer is of a kind that only a module built with
     /// `hf-tokenizers` could load, and none is configured.
     TokenizerKind,
+    /// The files are still on their way.
+    Loading,
 }
 
 /// One chat template by name; an unnamed one is called `default`.
@@ -124,6 +126,7 @@ fn write_card(writer: &mut Writer, card: &ModelCard) {
         }
         Err(Blind::Tokenizer) => writer.u8(1),
         Err(Blind::TokenizerKind) => writer.u8(2),
+        Err(Blind::Loading) => writer.u8(3),
     }
     writer.count(card.templates.len());
     for template in &card.templates {
@@ -163,6 +166,7 @@ fn read_card(reader: &mut Reader<'_>) -> Result<ModelCard, WireError> {
         0 => Ok(BlobId { hash: reader.u64()?, len: reader.u64()? }),
         1 => Err(Blind::Tokenizer),
         2 => Err(Blind::TokenizerKind),
+        3 => Err(Blind::Loading),
         _ => return Err(WireError::UnknownCase),
     };
     if tokenizer.is_ok_and(|blob| blob.len > TOKENIZER_BYTES_MAX) {

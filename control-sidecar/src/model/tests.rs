@@ -1,17 +1,19 @@
 //! Model directories, whole and damaged.
 
-use warmpath_core::card::BlobId;
+use warmpath_core::card::{BlobId, Cards};
 
 use super::*;
+use crate::fleet::ModelFiles;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/tiny");
 
-fn config(directory: &Path) -> ModelConfig {
-    ModelConfig {
+fn spec(directory: &Path) -> ModelSpec {
+    ModelSpec {
         name: "tiny".into(),
         aliases: vec!["t".into()],
-        directory: directory.to_owned(),
+        files: ModelFiles::Directory(directory.to_owned()),
         block_size: 16,
+        context_length: 0,
         eagle: false,
         engine: CompletionEngine::Vllm,
         hf_tokenizers: false,
@@ -28,52 +30,51 @@ fn write(files: &[(&str, &str)]) -> tempfile::TempDir {
     directory
 }
 
+fn load_tiny(cache: &Cache) -> LoadedModel {
+    load(&spec(Path::new(TINY)), Path::new(TINY), cache)
+}
+
 #[test]
-fn a_whole_directory_gives_a_card_and_a_blob() {
-    let blobs = Blobs::default();
-    let cards = load_all(&[config(Path::new(TINY))], &Cache::default(), &blobs);
-    let card = &cards.models[0];
-    let blob = card.tokenizer.unwrap();
-    let bytes = blobs.find(blob).unwrap();
-    assert_eq!(bytes.len() as u64, blob.len);
+fn a_whole_directory_gives_a_card_and_a_tokenizer() {
+    let LoadedModel { card, tokenizer } = load_tiny(&Cache::default());
+    assert_eq!(card.tokenizer, Ok(BlobId::of(&tokenizer.unwrap())));
     assert_eq!(card.templates.len(), 1);
     assert_eq!(card.templates[0].name, "default");
-    assert_eq!(Cards::decode(&cards.encode()), Ok(cards.clone()));
+    let cards = Cards { models: vec![card] };
+    assert_eq!(Cards::decode(&cards.encode()), Ok(cards));
 }
 
 #[test]
 fn a_second_start_takes_the_tokenizer_from_the_cache() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::new(Some(directory.path().to_owned()));
-    let load = || load_all(&[config(Path::new(TINY))], &cache, &Blobs::default());
-    let first = load();
+    let first = load_tiny(&cache);
     let json = std::fs::read(Path::new(TINY).join("tokenizer.json")).unwrap();
-    assert_eq!(cache.find(&json).map(|file| BlobId::of(&file)), first.models[0].tokenizer.ok());
+    assert_eq!(cache.find(&json), first.tokenizer);
     // What it finds is what it takes.
     cache.keep(&json, b"other");
-    assert_eq!(load().models[0].tokenizer, Ok(BlobId::of(b"other")));
+    assert_eq!(load_tiny(&cache).tokenizer.as_deref(), Some(&b"other"[..]));
 }
 
 #[test]
-fn a_missing_or_damaged_tokenizer_blinds_that_model_only() {
+fn a_missing_or_damaged_tokenizer_blinds_the_model() {
     let empty = write(&[]);
     let damaged = write(&[("tokenizer.json", "{\"model\": ")]);
     let wordpiece = write(&[(
         "tokenizer.json",
         r#"{"version":"1.0","model":{"type":"WordPiece","vocab":{"a":0}},"added_tokens":[]}"#,
     )]);
-    let blobs = Blobs::default();
-    let mut models: Vec<ModelConfig> =
-        [empty.path(), damaged.path(), wordpiece.path(), wordpiece.path(), Path::new(TINY)]
-            .map(config)
-            .into();
-    models[3].hf_tokenizers = true;
-    let cards = load_all(&models, &Cache::default(), &blobs);
-    let outcome: Vec<_> = cards.models.iter().map(|card| card.tokenizer.map(|_| ())).collect();
-    assert_eq!(
-        outcome,
-        [Err(Blind::Tokenizer), Err(Blind::Tokenizer), Err(Blind::TokenizerKind), Ok(()), Ok(())]
-    );
+    for (directory, hf_tokenizers, expected) in [
+        (&empty, false, Err(Blind::Tokenizer)),
+        (&damaged, false, Err(Blind::Tokenizer)),
+        (&wordpiece, false, Err(Blind::TokenizerKind)),
+        (&wordpiece, true, Ok(())),
+    ] {
+        let spec = ModelSpec { hf_tokenizers, ..spec(directory.path()) };
+        let loaded = load(&spec, directory.path(), &Cache::default());
+        assert_eq!(loaded.card.tokenizer.map(|_| ()), expected);
+        assert_eq!(loaded.tokenizer.map(|_| ()).ok_or(()), expected.map_err(|_| ()));
+    }
 }
 
 #[test]
@@ -151,15 +152,4 @@ fn the_context_length_may_be_that_of_the_text_model() {
     assert_eq!(of(r#"{"max_position_embeddings": 40960}"#), 40_960);
     assert_eq!(of(r#"{"text_config": {"max_position_embeddings": 131072}}"#), 131_072);
     assert_eq!(of("{}"), 0);
-}
-
-#[test]
-fn templates_that_do_not_fit_one_frame_are_left_out() {
-    let long = "x".repeat(TEMPLATE_BYTES_MAX);
-    let directory = write(&[("chat_template.jinja", &long)]);
-    let models: Vec<ModelConfig> = (0..3).map(|_| config(directory.path())).collect();
-    let cards = load_all(&models, &Cache::default(), &Blobs::default());
-    let counts: Vec<usize> = cards.models.iter().map(|card| card.templates.len()).collect();
-    assert!(cards.encode().len() <= FRAME_BODY_BYTES_MAX);
-    assert_eq!(counts, [1, 0, 0]);
 }

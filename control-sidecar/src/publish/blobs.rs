@@ -1,7 +1,7 @@
 //! Blobs: tokenizer files by content, cut into parts.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use warmpath_core::card::BlobId;
@@ -13,17 +13,25 @@ use warmpath_core::uplink::{BlobPart, FetchBlob};
 pub struct Blobs(Mutex<HashMap<BlobId, Bytes>>);
 
 impl Blobs {
-    /// Keeps a blob and returns its address.
-    pub fn add(&self, bytes: Vec<u8>) -> BlobId {
-        let id = BlobId::of(&bytes);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, bytes.into());
-        id
+    /// Keeps a blob at its address.
+    pub fn add(&self, id: BlobId, bytes: Vec<u8>) {
+        self.lock().insert(id, bytes.into());
+    }
+
+    /// Drops the blobs that no card names. Whoever is being sent one gets it
+    /// whole all the same.
+    pub fn retain(&self, named: impl Fn(BlobId) -> bool) {
+        self.lock().retain(|id, _| named(*id));
     }
 
     /// The blob at an address.
     #[must_use]
     pub fn find(&self, id: BlobId) -> Option<Bytes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.lock().get(&id).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, Bytes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,7 +72,8 @@ mod tests {
     fn parts_cover_a_blob_from_any_offset() {
         let blobs = Blobs::default();
         let bytes: Vec<u8> = (0..BLOB_PART_BYTES_MAX * 2 + 5).map(|at| at as u8).collect();
-        let blob = blobs.add(bytes.clone());
+        let blob = BlobId::of(&bytes);
+        blobs.add(blob, bytes.clone());
         for offset in [0, 1, BLOB_PART_BYTES_MAX, bytes.len() - 1, bytes.len()] {
             let mut fetch = Fetch::new(FetchBlob { blob, offset: offset as u64 }, &blobs);
             let mut got = Vec::new();
@@ -79,6 +88,19 @@ mod tests {
             }
             assert_eq!(got, bytes[offset..]);
         }
+    }
+
+    #[test]
+    fn blobs_that_nobody_names_go() {
+        let blobs = Blobs::default();
+        let [first, second] = [b"first", b"other"].map(|bytes| {
+            let id = BlobId::of(bytes);
+            blobs.add(id, bytes.to_vec());
+            id
+        });
+        blobs.retain(|id| id == second);
+        assert_eq!(blobs.find(first), None);
+        assert_eq!(blobs.find(second).as_deref(), Some(&b"other"[..]));
     }
 
     #[test]
