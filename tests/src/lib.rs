@@ -1,4 +1,6 @@
-//! Support library of the tests: the engine simulator and the local stack.
+//! Support library of the tests: the engine simulator, the local stack, and the
+//! runs against real Dynamo.
 
+pub mod dynamo;
 pub mod engine;
 pub mod stack;

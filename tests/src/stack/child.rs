@@ -44,11 +44,27 @@ impl Child {
         arguments: &[String],
         folder: &Path,
     ) -> io::Result<Self> {
+        Self::start_with(name, program, arguments, &[], folder)
+    }
+
+    /// The same, with variables added to its environment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::start`].
+    pub fn start_with(
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+        environment: &[(&str, String)],
+        folder: &Path,
+    ) -> io::Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(program);
         command
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (*name, value)))
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)

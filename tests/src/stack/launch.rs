@@ -492,8 +492,22 @@ fn engine_arguments(
     pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
 }
 
+/// A port of 127.0.0.1 that is free now; somebody else may take it before it is
+/// used, and the start then fails with a message.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
 /// Waits for a 200 from a process, or for its end.
-async fn wait_until_ok(
+///
+/// # Errors
+///
+/// [`StackError::Ended`] or [`StackError::NotReady`].
+pub async fn wait_until_ok(
     what: &'static str,
     child: &mut Child,
     port: u16,

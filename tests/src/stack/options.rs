@@ -8,6 +8,7 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
 
   warmpath-run demo          a short conversation, then stays up until Ctrl-C
   warmpath-run smoke         the same, bounded and asserting
+  warmpath-run dynamo        real Dynamo workers and frontends instead of simulated engines
   warmpath-run baseline      engines behind plain Envoy, round robin: no module, no sidecar
 
   --model-dir DIR            model [.cache/models/qwen3, else tests/models/tiny]
@@ -15,6 +16,8 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   --bin-dir DIR              engine-sim and warmpath-sidecar [beside this program]
   --port N                   gateway's port for demo [10000 if free]
   --seed N                   of the requests [1]
+  --python FILE              Python that has Dynamo, for dynamo [.cache/dynamo/bin/python]
+  --case NAME                only this case of dynamo; may be repeated
 
   ENVOY (environment)        Envoy to run [.venv/bin/envoy, else envoy on the PATH]
 ";
@@ -28,6 +31,8 @@ pub enum Command {
     Smoke,
     /// Measure the sequence without Warmpath.
     Baseline,
+    /// Check the interplay with real Dynamo.
+    Dynamo,
 }
 
 /// All options, resolved.
@@ -51,6 +56,10 @@ pub struct Options {
     pub port: Option<u16>,
     /// Seed of the requests.
     pub seed: u64,
+    /// Python that has Dynamo.
+    pub python: PathBuf,
+    /// Cases of the run against Dynamo; empty for all.
+    pub cases: Vec<String>,
 }
 
 /// Why there is nothing to run.
@@ -87,6 +96,7 @@ impl Options {
         let mut command = None;
         let (mut model_dir, mut wasm, mut bin_dir) = (None, None, None);
         let (mut port, mut seed) = (None, 1);
+        let (mut python, mut cases) = (None, Vec::new());
         let mut arguments = arguments.into_iter();
         while let Some(word) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| OptionsError::Bad(word.clone()));
@@ -95,11 +105,14 @@ impl Options {
                 "demo" => command = Some(Command::Demo),
                 "smoke" => command = Some(Command::Smoke),
                 "baseline" => command = Some(Command::Baseline),
+                "dynamo" => command = Some(Command::Dynamo),
                 "--model-dir" => model_dir = Some(PathBuf::from(value()?)),
                 "--wasm" => wasm = Some(PathBuf::from(value()?)),
                 "--bin-dir" => bin_dir = Some(PathBuf::from(value()?)),
                 "--port" => port = Some(number(&word, &value()?)?),
                 "--seed" => seed = number(&word, &value()?)?,
+                "--python" => python = Some(PathBuf::from(value()?)),
+                "--case" => cases.push(value()?),
                 _ => return Err(OptionsError::Bad(word)),
             }
         }
@@ -118,9 +131,11 @@ impl Options {
             wasm: absolute(wasm.unwrap_or_else(|| root.join("target/warmpath.wasm"))),
             bin_dir: absolute(bin_dir.or(beside).unwrap_or_default()),
             envoy: envoy(&root),
+            python: absolute(python.unwrap_or_else(|| root.join(".cache/dynamo/bin/python"))),
             root,
             port,
             seed,
+            cases,
         };
         options.check()?;
         Ok(options)
@@ -147,6 +162,9 @@ impl Options {
         if self.command != Command::Baseline {
             parts.push(("module (make wasm builds it)", self.wasm.clone()));
             parts.push(("sidecar", self.program("warmpath-sidecar")));
+        }
+        if self.command == Command::Dynamo {
+            parts.push(("Python with Dynamo (make test-dynamo installs it)", self.python.clone()));
         }
         match parts.into_iter().find(|(_, path)| !path.exists()) {
             Some((what, path)) => Err(OptionsError::Missing(what, path)),

@@ -36,6 +36,12 @@ impl Report {
         self.failed > 0
     }
 
+    /// Checks that have failed so far.
+    #[must_use]
+    pub fn failed(&self) -> u32 {
+        self.failed
+    }
+
     /// Prints the last line, exactly `N passed, N failed`.
     #[must_use]
     pub fn finish(self) -> ExitCode {

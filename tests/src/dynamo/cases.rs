@@ -1,0 +1,115 @@
+//! Cases: which parts of Dynamo are put together.
+
+/// Where workers register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// Files in a directory.
+    File,
+    /// etcd.
+    Etcd,
+}
+
+/// What carries events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    /// Every publisher's own ZMQ socket.
+    Zmq,
+    /// NATS core.
+    Nats,
+}
+
+/// Which workers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pools {
+    /// Two workers of two data-parallel ranks each.
+    Aggregated,
+    /// Two prefill and two decode workers.
+    Disaggregated,
+}
+
+/// How the gateway names the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In headers.
+    Endpoint,
+    /// In the body.
+    Body,
+}
+
+/// One combination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// Name on the command line and in the report.
+    pub name: &'static str,
+    /// Where workers register.
+    pub discovery: Discovery,
+    /// What carries events.
+    pub plane: Plane,
+    /// Which engine is mocked.
+    pub engine: &'static str,
+    /// Which workers there are.
+    pub pools: Pools,
+    /// How the gateway names the worker.
+    pub mode: Mode,
+}
+
+/// All combinations. Every discovery, plane, engine, kind of pools and mode is
+/// in at least two of them.
+pub const CASES: [Case; 7] = [
+    Case {
+        name: "file-zmq",
+        discovery: Discovery::File,
+        plane: Plane::Zmq,
+        engine: "vllm",
+        pools: Pools::Aggregated,
+        mode: Mode::Endpoint,
+    },
+    Case {
+        name: "file-nats",
+        discovery: Discovery::File,
+        plane: Plane::Nats,
+        engine: "vllm",
+        pools: Pools::Aggregated,
+        mode: Mode::Body,
+    },
+    Case {
+        name: "etcd-zmq",
+        discovery: Discovery::Etcd,
+        plane: Plane::Zmq,
+        engine: "vllm",
+        pools: Pools::Aggregated,
+        mode: Mode::Body,
+    },
+    Case {
+        name: "etcd-zmq-disagg",
+        discovery: Discovery::Etcd,
+        plane: Plane::Zmq,
+        engine: "vllm",
+        pools: Pools::Disaggregated,
+        mode: Mode::Endpoint,
+    },
+    Case {
+        name: "file-nats-disagg",
+        discovery: Discovery::File,
+        plane: Plane::Nats,
+        engine: "vllm",
+        pools: Pools::Disaggregated,
+        mode: Mode::Body,
+    },
+    Case {
+        name: "file-zmq-sglang",
+        discovery: Discovery::File,
+        plane: Plane::Zmq,
+        engine: "sglang",
+        pools: Pools::Aggregated,
+        mode: Mode::Endpoint,
+    },
+    Case {
+        name: "file-zmq-trtllm",
+        discovery: Discovery::File,
+        plane: Plane::Zmq,
+        engine: "trtllm",
+        pools: Pools::Aggregated,
+        mode: Mode::Endpoint,
+    },
+];

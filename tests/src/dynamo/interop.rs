@@ -1,0 +1,215 @@
+//! Interop: the checks of one case after the other.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::cases::{CASES, Case, Pools};
+use super::gateway::Gateway;
+use super::peers::Peers;
+use super::traffic::{Served, conversations, send};
+use super::truth::settled;
+use crate::stack::conversations::{Numbers, Shape};
+use crate::stack::launch::StackError;
+use crate::stack::limits::{POLL_START, READY_WITHIN};
+use crate::stack::options::Options;
+use crate::stack::report::{Report, line};
+
+/// Traffic of a case: 16 sessions of 5 turns, 80 requests.
+const SHAPE: Shape = Shape {
+    groups: 8,
+    sessions_per_group: 2,
+    turns: 5,
+    system_words: 60,
+    user_words: 60,
+    answer_tokens: 8,
+};
+
+/// Requests sent one by one, each when everything is known of the one before.
+const QUIET_REQUESTS: usize = 12;
+
+/// Consecutive requests that must have been routed by cache before the gateway
+/// counts as warm: enough to meet both of Envoy's worker threads.
+const WARM_REQUESTS: u32 = 8;
+
+/// Time in which the sidecar must know what idle workers hold.
+const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Runs the cases named, or all. Prints each check and, last, `N passed, N
+/// failed`.
+pub async fn run(options: Options) -> ExitCode {
+    let mut report = Report::default();
+    let wanted =
+        |case: &&Case| options.cases.is_empty() || options.cases.contains(&case.name.into());
+    for case in CASES.iter().filter(wanted) {
+        line(format_args!("--- {}", case.name));
+        if let Err(error) = run_case(*case, &options, &mut report).await {
+            report.failure(&format!("{}: the parts start", case.name), error);
+        }
+    }
+    report.finish()
+}
+
+async fn run_case(case: Case, options: &Options, report: &mut Report) -> Result<(), StackError> {
+    let folder = tempfile::Builder::new().prefix("warmpath-dynamo-").tempdir()?;
+    let tokenizer = options.root.join("tests/models/tiny");
+    let mut peers = Peers::start(case, &options.python, &tokenizer, folder.path()).await?;
+    let config = peers.sidecar_config();
+    let gateway =
+        Gateway::start(options, case.mode, &config, &peers.frontends, folder.path()).await;
+    let mut gateway = match gateway {
+        Ok(gateway) => gateway,
+        Err(error) => {
+            line(format_args!("logs and configuration: {}", folder.keep().display()));
+            return Err(error);
+        }
+    };
+    let failed = report.failed();
+    let script = options.root.join("tests/dynamo/tree_dump.py");
+    let checks = Checks { case, peers: &peers, gateway: &gateway, python: &options.python, script };
+    checks.run(options.seed, report).await;
+    if let Some((name, log)) = peers.ended().or_else(|| gateway.ended()) {
+        report.failure(
+            &format!("{}: every process is alive", case.name),
+            format_args!("{name} ended:\n{log}"),
+        );
+    }
+    gateway.stop().await;
+    peers.stop().await;
+    if report.failed() > failed {
+        line(format_args!("logs and configuration: {}", folder.keep().display()));
+    }
+    Ok(())
+}
+
+struct Checks<'a> {
+    case: Case,
+    peers: &'a Peers,
+    gateway: &'a Gateway,
+    python: &'a Path,
+    script: PathBuf,
+}
+
+impl Checks<'_> {
+    fn check(&self, report: &mut Report, name: &str, holds: bool, figures: impl std::fmt::Display) {
+        report.check(&format!("{}: {name}", self.case.name), holds, figures);
+    }
+
+    async fn run(&self, seed: u64, report: &mut Report) {
+        let warm = self.warm_up().await;
+        self.check(report, "routing by cache starts", warm.is_ok(), format_args!("{warm:?}"));
+        let outcomes = conversations(&self.gateway.address(), &SHAPE, seed).await;
+        self.judge(&outcomes, "conversations", report);
+        let known = self.settle().await;
+        self.check(
+            report,
+            "the index is what the workers' tree dumps say",
+            known.is_ok(),
+            format_args!("{known:?}"),
+        );
+        self.quiet(seed, report).await;
+        let bookings = self.gateway.stat("warmpath_bookings$").await;
+        self.check(report, "no booking is left", bookings == Some(0), format_args!("{bookings:?}"));
+    }
+
+    async fn settle(&self) -> Result<super::truth::Difference, String> {
+        settled(self.peers, self.gateway, self.python, &self.script, SETTLED_WITHIN).await
+    }
+
+    async fn warm_up(&self) -> Result<Duration, String> {
+        let started = Instant::now();
+        let (mut warm, mut sent) = (0, 0_u32);
+        while warm < WARM_REQUESTS {
+            sent += 1;
+            let text = format!("probe {sent} {}", "of the gateway ".repeat(16));
+            match send(&self.gateway.address(), &[("user", text)], 1).await {
+                Ok(served) if served.reason == "kv" => warm += 1,
+                other if started.elapsed() > READY_WITHIN => return Err(format!("{other:?}")),
+                Ok(_) | Err(_) => {
+                    warm = 0;
+                    sleep(POLL_START).await;
+                }
+            }
+        }
+        Ok(started.elapsed())
+    }
+
+    /// Whether all succeeded, and those that were chosen have served.
+    fn judge(&self, outcomes: &[Result<Served, String>], what: &str, report: &mut Report) {
+        let failed: Vec<&String> = outcomes.iter().filter_map(|it| it.as_ref().err()).collect();
+        self.check(
+            report,
+            &format!("{what}: every request succeeds"),
+            failed.is_empty() && !outcomes.is_empty(),
+            format_args!(
+                "{} requests, {} failed {:?}",
+                outcomes.len(),
+                failed.len(),
+                failed.first()
+            ),
+        );
+        let served: Vec<&Served> = outcomes.iter().filter_map(|it| it.as_ref().ok()).collect();
+        let wrong: Vec<&&Served> = served.iter().filter(|it| !self.is_obeyed(it)).collect();
+        self.check(
+            report,
+            &format!("{what}: whoever was chosen has served"),
+            wrong.is_empty() && !served.is_empty(),
+            format_args!(
+                "{} of {}, first other: {:?}",
+                served.len() - wrong.len(),
+                served.len(),
+                wrong.first()
+            ),
+        );
+        let ranks: std::collections::BTreeSet<_> = served.iter().map(|it| it.chosen).collect();
+        self.check(
+            report,
+            &format!("{what}: several ranks are used"),
+            ranks.len() > 1,
+            format_args!("{} ranks", ranks.len()),
+        );
+    }
+
+    fn is_obeyed(&self, served: &Served) -> bool {
+        let decode = served.chosen.is_some() && served.chosen == served.served;
+        match self.case.pools {
+            Pools::Aggregated => decode && served.prefill_chosen.is_none(),
+            Pools::Disaggregated => {
+                let prefill = served.prefill_chosen;
+                decode && prefill.is_some() && prefill == served.prefill_served
+            }
+        }
+    }
+
+    /// One request at a time, with everything known in between: what is
+    /// predicted is what is reported.
+    async fn quiet(&self, seed: u64, report: &mut Report) {
+        let mut numbers = Numbers::new(seed ^ 0x5eed);
+        let mut messages = vec![("system", numbers.text(80))];
+        let (mut outcomes, mut late) = (Vec::new(), Vec::new());
+        for _ in 0..QUIET_REQUESTS {
+            messages.push(("user", numbers.text(40)));
+            outcomes.push(send(&self.gateway.address(), &messages, 1).await);
+            late.extend(self.settle().await.err());
+        }
+        self.check(
+            report,
+            "quiet: everything is known in time",
+            late.is_empty(),
+            format_args!("{late:?}"),
+        );
+        let served: Vec<&Served> = outcomes.iter().filter_map(|it| it.as_ref().ok()).collect();
+        let exact = served.iter().filter(|it| it.predicted.is_some() && it.predicted == it.cached);
+        let exact = exact.count();
+        let warm = served.iter().filter(|it| it.cached > Some(0)).count();
+        let shown: Vec<_> = served.iter().map(|it| (it.predicted, it.cached)).collect();
+        self.check(
+            report,
+            "quiet: predicted is what the engine reports",
+            exact == QUIET_REQUESTS && warm + 1 >= QUIET_REQUESTS,
+            format_args!("{exact} of {QUIET_REQUESTS}, {warm} with hits: {shown:?}"),
+        );
+    }
+}
