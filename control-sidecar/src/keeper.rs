@@ -76,6 +76,8 @@ pub struct RankReport {
     pub slot: WorkerSlot,
     /// What the worker list says.
     pub listed: ListedRank,
+    /// Whether it was seen to be dead.
+    pub is_fenced: bool,
     /// How well its blocks are known.
     pub parity: Parity,
     /// Blocks held.
@@ -129,6 +131,7 @@ struct Followed {
     view: Option<SharedView>,
     task: Option<AbortHandle>,
     synced: bool,
+    was_connected: bool,
     applied: Option<u64>,
     last_loss: Option<Loss>,
 }
@@ -351,9 +354,19 @@ impl Keeper {
                 if let Some(followed) = self.followed.get_mut(&slot.0) {
                     followed.last_loss = Some(loss);
                     followed.applied = None;
+                    // One that was never reached may be listed with the wrong
+                    // port; one that was is dead.
+                    let is_dead = loss == Loss::PublisherGone && followed.was_connected;
+                    self.state.fence(slot, is_dead);
                     // Another incarnation may have another block size.
                     let is_another = matches!(loss, Loss::Restart | Loss::PublisherGone);
                     self.state.clear(slot, is_another);
+                }
+            }
+            Update::Connected(slot) => {
+                if let Some(followed) = self.followed.get_mut(&slot.0) {
+                    followed.was_connected = true;
+                    self.state.fence(slot, false);
                 }
             }
             Update::Synced(slot) => {
@@ -504,6 +517,7 @@ impl Keeper {
             view: None,
             task: None,
             synced: false,
+            was_connected: false,
             applied: None,
             last_loss: None,
             listed,
@@ -535,6 +549,7 @@ impl Keeper {
                 let has_events = tracked.spec.has_events;
                 Some(RankReport {
                     slot: tracked.slot,
+                    is_fenced: tracked.is_fenced,
                     listed: followed.listed.clone(),
                     parity: if has_events { tracked.rank.parity() } else { Parity::Blind },
                     blocks: tracked.rank.blocks(),

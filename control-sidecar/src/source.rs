@@ -26,6 +26,8 @@ pub enum Update {
     /// A whole account of what the rank holds, and the number of the last event
     /// that it shows: it takes the place of what was known.
     Replace(WorkerSlot, u64, Vec<KvEvent>),
+    /// The rank's publisher is connected.
+    Connected(WorkerSlot),
     /// A first replay, or what takes its place, is over.
     Synced(WorkerSlot),
     /// How busy a rank is.

@@ -8,6 +8,9 @@
 //! - *rank*: one data-parallel rank of one instance, a worker of the roster.
 //! - *incarnation*: one appearance of a rank in the worker list with the same
 //!   model and address. Each has a slot of its own.
+//! - *fenced*: listed, but seen to be dead. Discovery can lag behind a death by
+//!   the time of a lease; until it catches up, or the rank is back, the rank is
+//!   not in the roster, unless nobody else could take its place.
 //!
 //! # Invariants
 //!
@@ -24,7 +27,7 @@ pub mod outbox;
 pub mod rank;
 pub mod slots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use warmpath_core::event::KvEvent;
@@ -85,6 +88,8 @@ pub struct Tracked {
     pub spec: RankSpec,
     /// What its cache holds.
     pub rank: Rank,
+    /// Whether it was seen to be dead.
+    pub is_fenced: bool,
 }
 
 /// What a new worker list changed.
@@ -159,7 +164,8 @@ impl State {
             };
             let rank = Rank::new(spec.shape, spec.small_pages, spec.total_kv_blocks);
             self.by_slot.insert(slot.0, spec.worker);
-            self.ranks.insert(spec.worker, Tracked { slot, spec: spec.clone(), rank });
+            self.ranks
+                .insert(spec.worker, Tracked { slot, spec: spec.clone(), rank, is_fenced: false });
             changes.added.push((spec.worker, slot));
         }
         self.roster_changed |= !changes.added.is_empty() || !changes.removed.is_empty();
@@ -187,6 +193,15 @@ impl State {
             let before = tracked.rank.evidence();
             tracked.rank.replace(events, slot, outbox);
             *roster_changed |= before != tracked.rank.evidence();
+        }
+    }
+
+    /// Keeps one incarnation out of the roster, or lets it in again.
+    pub fn fence(&mut self, slot: WorkerSlot, is_fenced: bool) {
+        let Self { ranks, by_slot, roster_changed, .. } = self;
+        if let Some(tracked) = by_slot.get(&slot.0).and_then(|worker| ranks.get_mut(worker)) {
+            *roster_changed |= tracked.is_fenced != is_fenced;
+            tracked.is_fenced = is_fenced;
         }
     }
 
@@ -235,9 +250,13 @@ impl State {
     /// The roster as it now is.
     #[must_use]
     pub fn roster(&self) -> Roster {
+        let place = |spec: &RankSpec| (spec.model, role_number(spec.role));
+        let alive: BTreeSet<(u16, u8)> =
+            self.tracked().filter(|it| !it.is_fenced).map(|it| place(&it.spec)).collect();
         let workers = self
             .tracked()
-            .map(|Tracked { slot, spec, rank }| RosterWorker {
+            .filter(|it| !it.is_fenced || !alive.contains(&place(&it.spec)))
+            .map(|Tracked { slot, spec, rank, .. }| RosterWorker {
                 slot: *slot,
                 worker: spec.worker,
                 model: spec.model,
@@ -269,6 +288,14 @@ impl State {
             counts.add(tracked.rank.counts());
         }
         counts
+    }
+}
+
+fn role_number(role: Role) -> u8 {
+    match role {
+        Role::Aggregated => 0,
+        Role::Prefill => 1,
+        Role::Decode => 2,
     }
 }
 

@@ -142,6 +142,7 @@ fn worker(rank: &RankReport, model: Option<&String>) -> Value {
             Parity::Unproven => "unproven",
             Parity::Blind => "blind",
         },
+        "fenced": rank.is_fenced,
         "blocks": rank.blocks,
         "pages": rank.pages,
         "total_kv_blocks": spec.total_kv_blocks,

@@ -98,6 +98,9 @@ impl Stream {
         *pause = RECONNECT_PAUSE.0;
         self.sequencer.connected();
         self.look(|view| view.failure = None);
+        if self.send(Update::Connected(self.spec.slot)).await.is_err() {
+            return Ok(());
+        }
         // One check of the tail after each time of activity.
         let mut tail_at = Some(Instant::now() + TAIL_CHECK_AFTER);
         loop {

@@ -585,3 +585,28 @@ fn notices_are_numbered_in_order() {
         assert!(seen.insert(notice.reason()));
     }
 }
+
+/// Goal: a worker that died is not chosen until it is back, and a model's last
+/// worker is not given up on such a sign alone.
+#[test]
+fn fenced_ranks_are_out_of_the_roster_while_others_are_in() {
+    let mut state = State::new();
+    let prefill = RankSpec { role: Role::Prefill, ..spec(3, 4) };
+    let changes = state.set_workers(&[spec(1, 4), spec(2, 4), prefill]);
+    let slots: Vec<WorkerSlot> = changes.added.iter().map(|(_, slot)| *slot).collect();
+    let listed = |state: &State| -> Vec<u16> {
+        state.roster().workers.iter().map(|entry| entry.slot.0).collect()
+    };
+    state.take_roster_changed();
+    state.fence(slots[0], true);
+    assert!(state.take_roster_changed());
+    assert_eq!(listed(&state), [1, 2]);
+    state.fence(slots[1], true);
+    state.fence(slots[2], true);
+    assert_eq!(listed(&state), [0, 1, 2], "nobody is left to take their places");
+    state.fence(slots[0], false);
+    assert_eq!(listed(&state), [0, 2]);
+    state.take_roster_changed();
+    state.fence(slots[0], false);
+    assert!(!state.take_roster_changed());
+}
