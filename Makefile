@@ -62,6 +62,10 @@ check: ## Format, lints, docs, licences, sources, invariants, the module
 test: ## All tests: native, WebAssembly, the module, the smoke run
 	@"$(PYTHON)" scripts/run_parts.py test
 
+.PHONY: test-fleet
+test-fleet: module ## Engines that come, go, die and trade places under load
+	@scripts/stack.sh fleet
+
 .PHONY: test-dynamo
 test-dynamo: module ## Envoy with Warmpath in front of real Dynamo 1.6.1 workers and frontends
 	@scripts/test-dynamo.sh

@@ -114,6 +114,9 @@ def parts_of(run: str) -> list[Part]:
         Part("smoke",
              ["bash", "-c", "scripts/build-module.sh && exec scripts/stack.sh smoke"],
              "summary", 20),
+        Part("fleet",
+             ["bash", "-c", "scripts/build-module.sh && exec scripts/stack.sh fleet"],
+             "summary", 20),
     ]
 
 

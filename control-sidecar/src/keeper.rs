@@ -354,10 +354,6 @@ impl Keeper {
                 if let Some(followed) = self.followed.get_mut(&slot.0) {
                     followed.last_loss = Some(loss);
                     followed.applied = None;
-                    // One that was never reached may be listed with the wrong
-                    // port; one that was is dead.
-                    let is_dead = loss == Loss::PublisherGone && followed.was_connected;
-                    self.state.fence(slot, is_dead);
                     // Another incarnation may have another block size.
                     let is_another = matches!(loss, Loss::Restart | Loss::PublisherGone);
                     self.state.clear(slot, is_another);
@@ -367,6 +363,13 @@ impl Keeper {
                 if let Some(followed) = self.followed.get_mut(&slot.0) {
                     followed.was_connected = true;
                     self.state.fence(slot, false);
+                }
+            }
+            Update::Refused(slot) => {
+                // One that was never reached may be listed with the wrong port;
+                // one that was is dead.
+                if self.followed.get(&slot.0).is_some_and(|it| it.was_connected) {
+                    self.state.fence(slot, true);
                 }
             }
             Update::Synced(slot) => {

@@ -130,7 +130,7 @@ pub const CONFIG_BYTES_MAX: u64 = 8 * 1024 * 1024;
 pub const MISTAKES_MAX: usize = 100;
 
 /// Pause between two looks at the worker file.
-pub const WORKERS_FILE_EVERY: Duration = Duration::from_millis(500);
+pub const WORKERS_FILE_EVERY: Duration = Duration::from_millis(250);
 
 /// Longest file of a model's directory but the tokenizer, in bytes.
 pub const MODEL_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;

@@ -28,6 +28,8 @@ pub enum Update {
     Replace(WorkerSlot, u64, Vec<KvEvent>),
     /// The rank's publisher is connected.
     Connected(WorkerSlot),
+    /// Nobody listens where the rank's publisher should be.
+    Refused(WorkerSlot),
     /// A first replay, or what takes its place, is over.
     Synced(WorkerSlot),
     /// How busy a rank is.

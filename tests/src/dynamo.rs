@@ -5,7 +5,6 @@
 //! |---|---|
 //! | `cases` | which discovery, event plane, engine and pools |
 //! | `peers` | etcd, NATS, mocked workers, direct-mode frontends |
-//! | `gateway` | the sidecar and Envoy in front of them |
 //! | `traffic` | requests, and who the frontend says has served them |
 //! | `truth` | what the workers' caches hold, against what the sidecar believes |
 //! | `interop` | the checks of one case after the other |
@@ -14,7 +13,6 @@
 //! namespace of its own; `scripts/test-dynamo.sh` makes it.
 
 pub mod cases;
-pub mod gateway;
 pub mod interop;
 pub mod peers;
 pub mod traffic;

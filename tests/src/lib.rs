@@ -1,6 +1,7 @@
-//! Support library of the tests: the engine simulator, the local stack, and the
-//! runs against real Dynamo.
+//! Support library of the tests: the engine simulator, the local stack, the
+//! fleet that changes under load, and the runs against real Dynamo.
 
 pub mod dynamo;
 pub mod engine;
+pub mod fleet;
 pub mod stack;

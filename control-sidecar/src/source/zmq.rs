@@ -66,6 +66,10 @@ pub async fn follow(
         if stream.act().await.is_err() {
             return;
         }
+        let is_refused = matches!(error, ZmtpError::Refused);
+        if is_refused && stream.send(Update::Refused(stream.spec.slot)).await.is_err() {
+            return;
+        }
         sleep(pause).await;
         pause = (pause * 2).min(RECONNECT_PAUSE.1);
     }

@@ -9,13 +9,14 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::dynamo::interop;
+use warmpath_tests::fleet::changes;
 use warmpath_tests::stack::options::{Command, Options, OptionsError, USAGE};
 use warmpath_tests::stack::report::Report;
 use warmpath_tests::stack::{child, demo, smoke};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let counted = matches!(std::env::args().nth(1).as_deref(), Some("smoke" | "dynamo"));
+    let counted = matches!(std::env::args().nth(1).as_deref(), Some("smoke" | "fleet" | "dynamo"));
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(OptionsError::Help) => {
@@ -39,6 +40,7 @@ async fn main() -> ExitCode {
         Command::Demo => demo::run(options, stop).await,
         Command::Smoke => bounded(smoke::run(options), stop).await,
         Command::Baseline => bounded(smoke::baseline(options), stop).await,
+        Command::Fleet => bounded(changes::run(options), stop).await,
         Command::Dynamo => bounded(interop::run(options), stop).await,
     };
     child::reap().await;

@@ -1,5 +1,7 @@
 //! Cases: which parts of Dynamo are put together.
 
+use crate::stack::gateway::Mode;
+
 /// Where workers register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Discovery {
@@ -25,15 +27,6 @@ pub enum Pools {
     Aggregated,
     /// Two prefill and two decode workers.
     Disaggregated,
-}
-
-/// How the gateway names the worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// In headers.
-    Endpoint,
-    /// In the body.
-    Body,
 }
 
 /// One combination.

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::cases::{CASES, Case, Pools};
-use super::gateway::Gateway;
 use super::peers::Peers;
 use super::traffic::{Served, conversations, send};
 use super::truth::settled;
 use crate::stack::conversations::{Numbers, Shape};
+use crate::stack::gateway::Gateway;
 use crate::stack::launch::StackError;
 use crate::stack::limits::{POLL_START, READY_WITHIN};
 use crate::stack::options::Options;

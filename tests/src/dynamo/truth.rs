@@ -18,8 +18,8 @@ use warmpath_core::delta::{Delta, Operation};
 use warmpath_core::frame::{Frame, Kind};
 use warmpath_core::uplink::{Hello, More, Purpose};
 
-use super::gateway::Gateway;
 use super::peers::Peers;
+use crate::stack::gateway::Gateway;
 use crate::stack::launch::local;
 use crate::stack::limits::{POLL_START, REQUEST_WITHIN};
 

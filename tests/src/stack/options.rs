@@ -8,6 +8,7 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
 
   warmpath-run demo          a short conversation, then stays up until Ctrl-C
   warmpath-run smoke         the same, bounded and asserting
+  warmpath-run fleet         engines that come, go, die and trade places under load
   warmpath-run dynamo        real Dynamo workers and frontends instead of simulated engines
   warmpath-run baseline      engines behind plain Envoy, round robin: no module, no sidecar
 
@@ -31,6 +32,8 @@ pub enum Command {
     Smoke,
     /// Measure the sequence without Warmpath.
     Baseline,
+    /// Check what happens when workers come and go.
+    Fleet,
     /// Check the interplay with real Dynamo.
     Dynamo,
 }
@@ -105,6 +108,7 @@ impl Options {
                 "demo" => command = Some(Command::Demo),
                 "smoke" => command = Some(Command::Smoke),
                 "baseline" => command = Some(Command::Baseline),
+                "fleet" => command = Some(Command::Fleet),
                 "dynamo" => command = Some(Command::Dynamo),
                 "--model-dir" => model_dir = Some(PathBuf::from(value()?)),
                 "--wasm" => wasm = Some(PathBuf::from(value()?)),

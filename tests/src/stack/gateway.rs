@@ -1,14 +1,23 @@
-//! Gateway: the sidecar and Envoy with the module, in front of frontends.
+//! Gateway: the sidecar and Envoy with the module, in front of whatever workers
+//! a run has.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::cases::Mode;
-use crate::stack::child::Child;
-use crate::stack::client::get;
-use crate::stack::launch::{StackError, fill, free_port, local, wait_until_ok};
-use crate::stack::options::Options;
+use super::child::Child;
+use super::client::get;
+use super::launch::{StackError, fill, free_port, local, wait_until_ok};
+use super::options::Options;
+
+/// How the gateway names the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In headers.
+    Endpoint,
+    /// In the body.
+    Body,
+}
 
 /// The running parts.
 pub struct Gateway {
@@ -18,6 +27,8 @@ pub struct Gateway {
     /// The sidecar's feed.
     pub feed: u16,
     status: u16,
+    program: PathBuf,
+    folder: PathBuf,
     sidecar: Child,
     envoy: Child,
 }
@@ -25,8 +36,8 @@ pub struct Gateway {
 impl Gateway {
     /// Starts both and waits until they are ready.
     ///
-    /// - `discovery`: what the sidecar's configuration says of its sources.
-    /// - `frontends`: their ports.
+    /// - `sources`: what the sidecar's configuration says of models and workers.
+    /// - `workers`: ports of the workers, or of the frontends before them.
     ///
     /// # Errors
     ///
@@ -34,24 +45,35 @@ impl Gateway {
     pub async fn start(
         options: &Options,
         mode: Mode,
-        discovery: &str,
-        frontends: &[u16],
+        sources: &str,
+        workers: &[u16],
         folder: &Path,
     ) -> Result<Self, StackError> {
         let (feed, status) = (free_port()?, free_port()?);
         let config = format!(
-            "feed: {{listen: {:?}}}\nstatus: {{listen: {:?}}}\n{discovery}",
+            "feed: {{listen: {:?}}}\nstatus: {{listen: {:?}}}\n{sources}",
             local(feed),
             local(status),
         );
         std::fs::write(folder.join("sidecar.yaml"), config)?;
-        let arguments = ["--config".to_owned(), "sidecar.yaml".to_owned()];
         let program = options.program("warmpath-sidecar");
-        let mut sidecar = Child::start("sidecar", &program, &arguments, folder)?;
-        wait_until_ok("the sidecar's /readyz", &mut sidecar, status, "/readyz").await?;
+        let sidecar = start_sidecar(&program, status, folder).await?;
         let (port, admin) = (free_port()?, free_port()?);
-        let envoy = start_envoy(options, mode, [port, admin, feed], frontends, folder).await?;
-        Ok(Self { port, admin, feed, status, sidecar, envoy })
+        let envoy = start_envoy(options, mode, [port, admin, feed], workers, folder).await?;
+        let folder = folder.to_path_buf();
+        Ok(Self { port, admin, feed, status, program, folder, sidecar, envoy })
+    }
+
+    /// Kills the sidecar without warning, starts it again and waits until it is
+    /// ready.
+    ///
+    /// # Errors
+    ///
+    /// [`StackError`].
+    pub async fn kill_sidecar(&mut self) -> Result<(), StackError> {
+        self.sidecar.kill_now().await;
+        self.sidecar = start_sidecar(&self.program, self.status, &self.folder).await?;
+        Ok(())
     }
 
     /// Address for clients.
@@ -87,11 +109,18 @@ impl Gateway {
     }
 }
 
+async fn start_sidecar(program: &Path, status: u16, folder: &Path) -> Result<Child, StackError> {
+    let arguments = ["--config".to_owned(), "sidecar.yaml".to_owned()];
+    let mut sidecar = Child::start("sidecar", program, &arguments, folder)?;
+    wait_until_ok("the sidecar's /readyz", &mut sidecar, status, "/readyz").await?;
+    Ok(sidecar)
+}
+
 async fn start_envoy(
     options: &Options,
     mode: Mode,
     [port, admin, feed]: [u16; 3],
-    frontends: &[u16],
+    workers: &[u16],
     folder: &Path,
 ) -> Result<Child, StackError> {
     let template = match mode {
@@ -108,8 +137,8 @@ async fn start_envoy(
         ("DEBUG_HEADERS", "true".to_owned()),
     ];
     let names = ["WORKER_1_PORT", "WORKER_2_PORT", "WORKER_3_PORT"];
-    for (name, frontend) in names.into_iter().zip(frontends.iter().cycle()) {
-        values.push((name, frontend.to_string()));
+    for (name, worker) in names.into_iter().zip(workers.iter().cycle()) {
+        values.push((name, worker.to_string()));
     }
     std::fs::write(folder.join("envoy.yaml"), fill(&template, &values)?)?;
     let arguments = [
