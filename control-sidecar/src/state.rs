@@ -262,11 +262,12 @@ impl State {
                 model: spec.model,
                 role: spec.role,
                 parity: if spec.has_events { rank.parity() } else { Parity::Blind },
+                namespace: 0,
                 endpoint: spec.endpoint.clone(),
                 total_kv_blocks: spec.total_kv_blocks,
             })
             .collect();
-        Roster { workers }
+        Roster { workers, adapters: Vec::new() }
     }
 
     /// What everyone holds, as it is now; later changes do not show in it.

@@ -32,7 +32,7 @@ pub enum Blind {
     /// The tokenizer is of a kind that only a module built with
     /// `hf-tokenizers` could load, and none is configured.
     TokenizerKind,
-    /// The files are still on their way.
+    /// The files are still on their way: there are no templates either.
     Loading,
 }
 
@@ -48,7 +48,9 @@ pub struct NamedTemplate {
 /// One model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelCard {
-    /// Name that requests use.
+    /// Name that requests use. Several cards may have the same: generations of
+    /// a model during a rollout. Empty where the number is free: no request
+    /// means such a card.
     pub name: String,
     /// Further names.
     pub aliases: Vec<String>,
@@ -226,7 +228,10 @@ mod tests {
         };
         let blind =
             ModelCard { name: "blind".into(), tokenizer: Err(Blind::Tokenizer), ..card.clone() };
-        Cards { models: vec![card, blind] }
+        let loading = ModelCard { tokenizer: Err(Blind::Loading), ..blind.clone() };
+        let kind = ModelCard { tokenizer: Err(Blind::TokenizerKind), ..blind.clone() };
+        let free = ModelCard { name: String::new(), ..blind.clone() };
+        Cards { models: vec![card, blind, loading, kind, free] }
     }
 
     #[test]
@@ -252,7 +257,7 @@ mod tests {
     #[cfg(not(target_arch = "wasm32"))]
     proptest::proptest! {
         #[test]
-        fn decoding_is_total(at in 0_usize..200, byte in proptest::num::u8::ANY) {
+        fn decoding_is_total(at in 0_usize..500, byte in proptest::num::u8::ANY) {
             let mut bytes = example().encode();
             if let Some(target) = bytes.get_mut(at) {
                 *target = byte;

@@ -14,6 +14,14 @@ pub enum Entry<'a> {
     Feed(&'a [u8]),
     /// A request was placed.
     Booked(Booking),
+    /// A request was placed on two workers: one computes its prompt, the other
+    /// answers. One entry, so that both are booked or neither.
+    BookedPair {
+        /// The worker that answers.
+        serving: Booking,
+        /// The worker that computes the prompt.
+        prefill: Booking,
+    },
     /// Its worker has begun to answer.
     PrefillDone(BookingId),
     /// It still runs, at this time of the host's monotonic clock.
@@ -35,15 +43,12 @@ impl<'a> Entry<'a> {
             }
             Self::Booked(booking) => {
                 writer.u8(2);
-                writer.u64(booking.id.0);
-                writer.u16(booking.slot.0);
-                writer.u32(booking.prefill_tokens);
-                writer.u64(booking.at_ms);
-                let blocks = booking.blocks.get(..BOOKING_BLOCKS_MAX).unwrap_or(&booking.blocks);
-                writer.count(blocks.len());
-                for hash in blocks {
-                    writer.u64(hash.0);
-                }
+                write_booking(&mut writer, booking);
+            }
+            Self::BookedPair { serving, prefill } => {
+                writer.u8(6);
+                write_booking(&mut writer, serving);
+                write_booking(&mut writer, prefill);
             }
             Self::PrefillDone(id) => {
                 writer.u8(3);
@@ -75,10 +80,27 @@ impl<'a> Entry<'a> {
             3 => Self::PrefillDone(BookingId(reader.u64()?)),
             4 => Self::Refreshed(BookingId(reader.u64()?), reader.u64()?),
             5 => Self::Freed(BookingId(reader.u64()?)),
+            6 => Self::BookedPair {
+                serving: read_booking(&mut reader)?,
+                prefill: read_booking(&mut reader)?,
+            },
             _ => return Err(WireError::UnknownCase),
         };
         reader.finish()?;
         Ok(entry)
+    }
+}
+
+fn write_booking(writer: &mut Writer, booking: &Booking) {
+    writer.u64(booking.id.0);
+    writer.u16(booking.slot.0);
+    writer.u32(booking.prefill_tokens);
+    writer.u64(booking.at_ms);
+    writer.u32(booking.unshared_blocks);
+    let blocks = booking.blocks.get(..BOOKING_BLOCKS_MAX).unwrap_or(&booking.blocks);
+    writer.count(blocks.len());
+    for hash in blocks {
+        writer.u64(hash.0);
     }
 }
 
@@ -87,10 +109,11 @@ fn read_booking(reader: &mut Reader<'_>) -> Result<Booking, WireError> {
     let slot = WorkerSlot(reader.u16()?);
     let prefill_tokens = reader.u32()?;
     let at_ms = reader.u64()?;
+    let unshared_blocks = reader.u32()?;
     let count = reader.count(BOOKING_BLOCKS_MAX, 8)?;
     let blocks =
         (0..count).map(|_| reader.u64().map(SequenceHash)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Booking { id, slot, prefill_tokens, at_ms, blocks })
+    Ok(Booking { id, slot, prefill_tokens, at_ms, blocks, unshared_blocks })
 }
 
 #[cfg(test)]
@@ -106,6 +129,7 @@ mod tests {
             prefill_tokens: 77,
             at_ms: 5,
             blocks: (0..blocks as u64).map(SequenceHash).collect(),
+            unshared_blocks: 12,
         }
     }
 
@@ -114,6 +138,7 @@ mod tests {
         for entry in [
             Entry::Feed(b"frame"),
             Entry::Booked(booking(3)),
+            Entry::BookedPair { serving: booking(0), prefill: booking(2) },
             Entry::PrefillDone(BookingId(9)),
             Entry::Refreshed(BookingId(9), 10),
             Entry::Freed(BookingId(9)),
@@ -125,6 +150,31 @@ mod tests {
                     assert!(Entry::decode(&bytes[..len]).is_err(), "{entry:?} cut at {len}");
                 }
             }
+        }
+    }
+
+    /// Goal: the bytes of a booking do not change unnoticed: with them the number
+    /// in the keys of the shared data must.
+    #[test]
+    fn the_bytes_of_a_pair_are_known() {
+        let entry = Entry::BookedPair { serving: booking(0), prefill: booking(1) };
+        let serving = "0000000000010000 0300 4d000000 0500000000000000 0c000000 00000000";
+        let prefill =
+            "0000000000010000 0300 4d000000 0500000000000000 0c000000 01000000 0000000000000000";
+        let hex: String = entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, format!("06{serving}{prefill}").replace(' ', ""));
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    proptest::proptest! {
+        #[test]
+        fn decoding_is_total(at in 0_usize..120, byte in proptest::num::u8::ANY) {
+            let entry = Entry::BookedPair { serving: booking(2), prefill: booking(3) };
+            let mut bytes = entry.encode();
+            if let Some(target) = bytes.get_mut(at) {
+                *target = byte;
+            }
+            let _ = Entry::decode(&bytes);
         }
     }
 

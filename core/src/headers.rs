@@ -10,8 +10,21 @@ pub const WORKER: &str = "x-dynamo-worker-instance-id";
 /// Its data-parallel rank: decimal.
 pub const DP_RANK: &str = "x-dynamo-dp-rank";
 
+/// The worker that is to compute the prompt for it, if that is another one:
+/// decimal.
+pub const PREFILL_WORKER: &str = "x-dynamo-prefill-instance-id";
+
+/// That worker's data-parallel rank: decimal.
+pub const PREFILL_DP_RANK: &str = "x-dynamo-prefill-dp-rank";
+
+/// Where that worker is reached, for llm-d's sidecar: `ip:port`.
+pub const PREFILLER: &str = "x-prefiller-host-port";
+
 /// `aggregated` or `disaggregated`.
 pub const ROUTING_MODE: &str = "x-dynamo-routing-mode";
+
+/// What Dynamo's frontend takes for the cache salt.
+pub const TENANT: &str = "x-tenant-id";
 
 /// Prefix of the response headers that say what was decided.
 pub const DEBUG_PREFIX: &str = "x-warmpath-";
@@ -19,7 +32,7 @@ pub const DEBUG_PREFIX: &str = "x-warmpath-";
 /// Every name that steers routing somewhere, in any generation of the engines'
 /// and pickers' protocols. Removed from each request before anything else: a
 /// client that sets one must not reach a worker of its choosing.
-pub const STRIPPED: [&str; 44] = [
+pub const STRIPPED: [&str; 45] = [
     // Endpoint-picker protocol.
     DESTINATION,
     "x-gateway-destination-endpoint-subset",
@@ -34,9 +47,9 @@ pub const STRIPPED: [&str; 44] = [
     "x-envoy-original-dst-host",
     // Dynamo, canonical.
     WORKER,
-    "x-dynamo-prefill-instance-id",
+    PREFILL_WORKER,
     DP_RANK,
-    "x-dynamo-prefill-dp-rank",
+    PREFILL_DP_RANK,
     ROUTING_MODE,
     // Dynamo, older names that its frontend still reads.
     "x-worker-instance-id",
@@ -52,7 +65,7 @@ pub const STRIPPED: [&str; 44] = [
     "x-dynamo-epp-booking-id",
     "x-dynamo-epp-prefill-reservation-id",
     // llm-d and other pickers.
-    "x-prefiller-host-port",
+    PREFILLER,
     "x-prefiller-url",
     "x-encoder-hosts-ports",
     "x-data-parallel-host-port",
@@ -60,23 +73,46 @@ pub const STRIPPED: [&str; 44] = [
     "x-llm-d-prefiller-host-port",
     "x-llm-d-encoder-hosts-ports",
     "x-llm-d-data-parallel-host-port",
-    "x-tenant-id",
+    TENANT,
     "routing-strategy",
     "external-filter",
     "target-pod",
     // Our own.
     "x-warmpath-worker",
+    "x-warmpath-prefill-worker",
     "x-warmpath-endpoint",
     "x-warmpath-predicted-cached-tokens",
     "x-warmpath-reason",
     "x-warmpath-decision-us",
 ];
 
+/// Families of names that are removed whatever follows.
+const STRIPPED_PREFIXES: [&str; 2] = ["x-llm-d-", DEBUG_PREFIX];
+
+/// Whether a header of this lower-case name is removed from each request.
+#[must_use]
+pub fn steers_routing(name: &str) -> bool {
+    STRIPPED.contains(&name) || STRIPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// The cache salt that a header's values say: the last that is not blank,
+/// without the space around it, as Dynamo's frontend reads it.
+pub fn cache_salt<'a>(values: impl DoubleEndedIterator<Item = &'a str>) -> Option<&'a str> {
+    values.rev().map(str::trim).find(|value| !value.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     #[cfg(target_arch = "wasm32")]
     use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    #[test]
+    fn the_last_value_that_is_not_blank_is_the_salt() {
+        assert_eq!(cache_salt([].into_iter()), None);
+        assert_eq!(cache_salt(["", " "].into_iter()), None);
+        assert_eq!(cache_salt(["a", " tenant b ", "  "].into_iter()), Some("tenant b"));
+    }
 
     #[test]
     fn names_are_lower_case_and_distinct() {

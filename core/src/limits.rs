@@ -94,7 +94,17 @@ pub const ROSTER_WORKERS_MAX: usize = 8_192;
 /// Longest endpoint in bytes: an IPv6 address with scope and port.
 pub const ENDPOINT_BYTES_MAX: usize = 80;
 
-/// Most models behind one gateway.
+/// Most LoRA adapters in a roster. An engine keeps tens of them, a fleet with
+/// thousands loads them by need.
+pub const ADAPTERS_MAX: usize = 4_096;
+
+/// Longest name of an adapter, in bytes.
+pub const ADAPTER_NAME_BYTES_MAX: usize = 512;
+
+/// Most holders of all adapters of a roster together: 128 KiB of a frame.
+pub const ADAPTER_HOLDERS_MAX: usize = 65_536;
+
+/// Most models behind one gateway, free numbers between them included.
 pub const CARD_MODELS_MAX: usize = 64;
 
 /// Longest name of a model, template or special token, in bytes.
@@ -132,7 +142,8 @@ const _: () = {
     // The relations that the limits above rely on.
     assert!(DELTA_OPERATIONS_MAX * 16 <= FRAME_BODY_BYTES_MAX);
     assert!(BLOB_PART_BYTES_MAX + 64 <= FRAME_BODY_BYTES_MAX);
-    assert!(ROSTER_WORKERS_MAX * (32 + ENDPOINT_BYTES_MAX) <= FRAME_BODY_BYTES_MAX);
+    assert!(8 + ROSTER_WORKERS_MAX * (36 + ENDPOINT_BYTES_MAX) <= FRAME_BODY_BYTES_MAX);
+    assert!(ADAPTER_HOLDERS_MAX * 2 <= FRAME_BODY_BYTES_MAX);
     assert!(ROSTER_WORKERS_MAX < u16::MAX as usize / 2);
 };
 

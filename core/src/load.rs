@@ -45,12 +45,16 @@ pub struct Booking {
     pub at_ms: u64,
     /// Sequence hashes of the prompt's complete blocks, in prompt order.
     pub blocks: Vec<SequenceHash>,
+    /// Blocks that the worker holds for this request alone: those of a prompt
+    /// that another worker computes for it.
+    pub unshared_blocks: u32,
 }
 
 #[derive(Debug, Default)]
 struct SlotLoad {
     prefill_tokens: u64,
     requests: u64,
+    unshared_blocks: u64,
     /// How many bookings hold each block.
     blocks: HashMap<SequenceHash, u32, FixedState>,
 }
@@ -66,7 +70,7 @@ struct Placed {
 pub struct WorkerLoad {
     /// Booked prompt tokens whose prefill is not done.
     pub prefill_tokens: u64,
-    /// Unique prompt blocks of the bookings.
+    /// Unique prompt blocks of the bookings, and their unshared ones.
     pub active_blocks: u64,
     /// Bookings.
     pub requests: u64,
@@ -98,6 +102,7 @@ impl Loads {
         let load = self.slots.entry(booking.slot).or_default();
         load.prefill_tokens += u64::from(booking.prefill_tokens);
         load.requests += 1;
+        load.unshared_blocks += u64::from(booking.unshared_blocks);
         for hash in &booking.blocks {
             *load.blocks.entry(*hash).or_default() += 1;
         }
@@ -129,6 +134,8 @@ impl Loads {
         let Some(Placed { booking, .. }) = self.placed.remove(&id) else { return };
         let Some(load) = self.slots.get_mut(&booking.slot) else { return };
         load.requests = load.requests.saturating_sub(1);
+        load.unshared_blocks =
+            load.unshared_blocks.saturating_sub(u64::from(booking.unshared_blocks));
         for hash in &booking.blocks {
             if let Some(holders) = load.blocks.get_mut(hash) {
                 *holders -= 1;
@@ -180,7 +187,7 @@ impl Loads {
     pub fn of(&self, slot: WorkerSlot) -> WorkerLoad {
         self.slots.get(&slot).map_or_else(WorkerLoad::default, |load| WorkerLoad {
             prefill_tokens: load.prefill_tokens,
-            active_blocks: load.blocks.len() as u64,
+            active_blocks: load.blocks.len() as u64 + load.unshared_blocks,
             requests: load.requests,
         })
     }
@@ -230,6 +237,7 @@ mod tests {
             prefill_tokens,
             at_ms: id,
             blocks: blocks.iter().map(|n| SequenceHash(*n)).collect(),
+            unshared_blocks: 0,
         }
     }
 
@@ -249,6 +257,21 @@ mod tests {
         loads.free(BookingId(1));
         let load = WorkerLoad { prefill_tokens: 20, active_blocks: 3, requests: 1 };
         assert_eq!(loads.of(WorkerSlot(0)), load);
+    }
+
+    #[test]
+    fn unshared_blocks_count_for_each_booking() {
+        let mut loads = Loads::new();
+        let unshared = |id| Booking { unshared_blocks: 5, ..booking(id, 0, 0, &[]) };
+        loads.add(unshared(1));
+        loads.add(unshared(2));
+        loads.add(booking(3, 0, 0, &[1]));
+        assert_eq!(loads.of(WorkerSlot(0)).active_blocks, 11);
+        assert_eq!(loads.additional_blocks(WorkerSlot(0), &hashes(&[1, 2])), 1);
+        loads.prefill_done(BookingId(1));
+        assert_eq!(loads.of(WorkerSlot(0)).active_blocks, 11);
+        loads.free(BookingId(1));
+        assert_eq!(loads.of(WorkerSlot(0)).active_blocks, 6);
     }
 
     #[test]
@@ -316,7 +339,8 @@ mod tests {
                 match what {
                     0 | 1 => {
                         let blocks: Vec<u64> = (0..len).collect();
-                        let booking = booking(id, slot, 7, &blocks);
+                        let unshared_blocks = u32::from(what);
+                        let booking = Booking { unshared_blocks, ..booking(id, slot, 7, &blocks) };
                         loads.add(booking.clone());
                         naive.entry(id).or_insert((booking, false));
                     }
@@ -341,7 +365,8 @@ mod tests {
                         here().flat_map(|(b, _)| b.blocks.iter().map(|h| h.0)).collect();
                     let expected = WorkerLoad {
                         prefill_tokens: here().filter(|(_, done)| !done).count() as u64 * 7,
-                        active_blocks: blocks.len() as u64,
+                        active_blocks: blocks.len() as u64
+                            + here().map(|(b, _)| u64::from(b.unshared_blocks)).sum::<u64>(),
                         requests: here().count() as u64,
                     };
                     proptest::prop_assert_eq!(loads.of(WorkerSlot(slot)), expected);

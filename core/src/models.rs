@@ -2,8 +2,13 @@
 //!
 //! Cards name a model's tokenizer by content; the file arrives later and part
 //! by part. Until then the model's requests are routed by load.
+//!
+//! Several models may have one name: generations of it during a rollout. One
+//! without a name stands for a number that is free; nothing finds it.
 
-use crate::card::{BlobId, Cards, ModelCard, NamedTemplate};
+use std::rc::Rc;
+
+use crate::card::{Blind, BlobId, Cards, ModelCard, NamedTemplate};
 use crate::reason::Reason;
 use crate::render::{ChatTemplate, RenderOptions, TemplateForm, TemplateSource};
 use crate::tokenize::{AlignedBytes, Tokenizer};
@@ -11,7 +16,7 @@ use crate::tokenize::{AlignedBytes, Tokenizer};
 /// One model.
 pub struct Model {
     card: ModelCard,
-    template: Option<ChatTemplate>,
+    template: Option<Rc<ChatTemplate>>,
 }
 
 impl Model {
@@ -21,10 +26,23 @@ impl Model {
         &self.card
     }
 
-    /// Its chat template; `None` if it has none, or none that compiles.
+    /// Whether it only stands for a number that is free.
     #[must_use]
-    pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+    pub fn is_free(&self) -> bool {
+        self.card.name.is_empty()
+    }
+
+    /// Its chat template.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which chats are routed by load: it has none, or none that
+    /// compiles, or its files are still on their way.
+    pub fn template(&self) -> Result<&ChatTemplate, Reason> {
+        self.template.as_deref().ok_or(match self.card.tokenizer {
+            Err(Blind::Loading) => Reason::WarmingModel,
+            _ => Reason::BlindTemplate,
+        })
     }
 }
 
@@ -42,26 +60,31 @@ pub struct Models {
 }
 
 impl Models {
-    /// Takes over other cards. Tokenizers that are still named stay loaded.
+    /// Takes over other cards. Tokenizers that are still named stay loaded, and
+    /// templates that are the same stay compiled.
     ///
     /// # Cost
     ///
-    /// Compiles the templates, about 0.1 ms each.
+    /// Compiles the templates that are new, about 0.1 ms each.
     pub fn take_cards(&mut self, cards: &Cards) {
-        self.models = cards
-            .models
-            .iter()
-            .map(|card| Model { card: card.clone(), template: compile(card) })
-            .collect();
-        let named = |blob: &BlobId| cards.models.iter().any(|card| card.tokenizer == Ok(*blob));
-        self.tokenizers.retain(|(blob, _)| named(blob));
+        let old = core::mem::take(&mut self.models);
+        for card in &cards.models {
+            let known = old.iter().chain(&self.models).find(|m| has_same_templates(&m.card, card));
+            let template = match known {
+                Some(model) => model.template.clone(),
+                None => compile(card).map(Rc::new),
+            };
+            self.models.push(Model { card: card.clone(), template });
+        }
+        let named = self.named_blobs();
+        self.tokenizers.retain(|(blob, _)| named.contains(blob));
     }
 
     /// Tokenizer files that cards name.
     #[must_use]
     pub fn named_blobs(&self) -> Vec<BlobId> {
         let mut blobs: Vec<BlobId> = Vec::new();
-        for blob in self.models.iter().filter_map(|model| model.card.tokenizer.ok()) {
+        for blob in self.present().filter_map(|(_, model)| model.card.tokenizer.ok()) {
             if !blobs.contains(&blob) {
                 blobs.push(blob);
             }
@@ -92,32 +115,31 @@ impl Models {
         is_ready
     }
 
-    /// The model of a name or alias, with its number in rosters.
-    #[must_use]
-    pub fn find(&self, name: &str) -> Option<(u16, &Model)> {
-        (0_u16..).zip(&self.models).find(|(_, model)| {
-            model.card.name == name || model.card.aliases.iter().any(|alias| alias == name)
-        })
+    /// Models with their numbers in rosters; free numbers are left out.
+    fn present(&self) -> impl Iterator<Item = (u16, &Model)> {
+        (0_u16..).zip(&self.models).filter(|(_, model)| !model.is_free())
     }
 
-    /// Number of models.
+    /// Numbers of the models of a name or alias: its generations.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.models.len()
+    pub fn find(&self, name: &str) -> Vec<u16> {
+        let is_named =
+            |card: &ModelCard| card.name == name || card.aliases.iter().any(|a| a == name);
+        self.present()
+            .filter(|(_, model)| is_named(&model.card))
+            .map(|(number, _)| number)
+            .collect()
     }
 
-    /// Whether there are none.
+    /// Numbers of the generations of the only model; none if there are several
+    /// models.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.models.is_empty()
-    }
-
-    /// The only model, if there is exactly one.
-    #[must_use]
-    pub fn only(&self) -> Option<(u16, &Model)> {
-        match self.models.as_slice() {
-            [model] => Some((0, model)),
-            _ => None,
+    pub fn only(&self) -> Vec<u16> {
+        match self.present().next() {
+            Some((_, first)) if self.present().all(|(_, m)| m.card.name == first.card.name) => {
+                self.present().map(|(number, _)| number).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -134,7 +156,10 @@ impl Models {
     /// The reason for which its requests are routed by load.
     pub fn tokenizer(&mut self, number: u16) -> Result<&mut Tokenizer, Reason> {
         let model = self.models.get(usize::from(number)).ok_or(Reason::UnknownModel)?;
-        let blob = model.card.tokenizer.map_err(|_| Reason::BlindTokenizer)?;
+        let blob = model.card.tokenizer.map_err(|blind| match blind {
+            Blind::Tokenizer | Blind::TokenizerKind => Reason::BlindTokenizer,
+            Blind::Loading => Reason::WarmingModel,
+        })?;
         match self.tokenizers.iter_mut().find(|(id, _)| *id == blob) {
             None => Err(Reason::WarmingModel),
             Some((_, Loaded::Refused)) => Err(Reason::BlindTokenizer),
@@ -155,6 +180,11 @@ impl Models {
     }
 }
 
+/// Whether [`compile`] makes the same of both.
+fn has_same_templates(a: &ModelCard, b: &ModelCard) -> bool {
+    a.templates == b.templates && a.special_tokens == b.special_tokens && a.flavour == b.flavour
+}
+
 fn compile(card: &ModelCard) -> Option<ChatTemplate> {
     if card.templates.is_empty() {
         return None;
@@ -166,4 +196,80 @@ fn compile(card: &ModelCard) -> Option<ChatTemplate> {
     };
     let options = RenderOptions { flavour: card.flavour, ..RenderOptions::default() };
     ChatTemplate::compile_with(&source, options).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::Flavour;
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    fn card(name: &str, template: &str) -> ModelCard {
+        ModelCard {
+            name: name.to_owned(),
+            aliases: Vec::new(),
+            block_size: 16,
+            context_length: 0,
+            eagle: false,
+            flavour: Flavour::Vllm,
+            tokenizer: Ok(BlobId::of(template.as_bytes())),
+            templates: vec![NamedTemplate { name: "default".into(), source: template.into() }],
+            special_tokens: Vec::new(),
+            completion_prefix: Vec::new(),
+        }
+    }
+
+    fn take(models: &mut Models, cards: &[ModelCard]) {
+        models.take_cards(&Cards { models: cards.to_vec() });
+    }
+
+    #[test]
+    fn generations_share_a_name() {
+        let mut models = Models::default();
+        let alias = ModelCard { aliases: vec!["a".into()], ..card("other", "z") };
+        take(&mut models, &[card("a", "x"), card("b", "x"), card("a", "y"), alias]);
+        assert_eq!(models.find("a"), [0, 2, 3]);
+        assert_eq!(models.find("b"), [1]);
+        assert!(models.find("c").is_empty() && models.only().is_empty());
+        take(&mut models, &[card("a", "x"), card("a", "y")]);
+        assert_eq!(models.only(), [0, 1]);
+    }
+
+    #[test]
+    fn nothing_finds_a_number_that_is_free() {
+        let mut models = Models::default();
+        let free = ModelCard { aliases: vec!["a".into(), String::new()], ..card("", "x") };
+        take(&mut models, &[free, card("b", "y")]);
+        assert!(models.find("a").is_empty() && models.find("").is_empty());
+        assert_eq!((models.find("b"), models.only()), (vec![1], vec![1]));
+        assert_eq!(models.named_blobs(), [BlobId::of(b"y")]);
+    }
+
+    /// Goal: a card frame costs nothing for models that stay as they are.
+    #[test]
+    fn what_stays_the_same_stays_loaded() {
+        let mut models = Models::default();
+        take(&mut models, &[card("a", "x"), card("b", "y")]);
+        models.load(BlobId::of(b"x"), AlignedBytes::zeroed(0));
+        let compiled = |models: &Models, number| {
+            let template = models.models.get(usize::from(number)).unwrap().template.clone();
+            Rc::as_ptr(&template.unwrap())
+        };
+        let (x, y) = (compiled(&models, 0_u16), compiled(&models, 1));
+        take(&mut models, &[card("", "w"), card("a", "x"), card("b", "z"), card("a", "x")]);
+        assert_eq!((compiled(&models, 1), compiled(&models, 3)), (x, x));
+        assert_ne!(compiled(&models, 2), y);
+        assert_eq!(models.wanted_blob(), Some(BlobId::of(b"z")), "x is not wanted again");
+    }
+
+    #[test]
+    fn files_on_their_way_are_no_blindness() {
+        let mut models = Models::default();
+        let loading =
+            ModelCard { tokenizer: Err(Blind::Loading), templates: Vec::new(), ..card("a", "") };
+        take(&mut models, &[loading]);
+        assert_eq!(models.tokenizer(0).err(), Some(Reason::WarmingModel));
+        assert_eq!(models.model(0).unwrap().template().err(), Some(Reason::WarmingModel));
+    }
 }

@@ -15,7 +15,7 @@ pub enum Reason {
     Resyncing,
     /// By load: the index has not been taken yet.
     Warming,
-    /// By load: the tokenizer or template is still on its way.
+    /// By load: the model's files are still on their way.
     WarmingModel,
     /// By load: the prompt fills no block.
     ShortPrompt,
@@ -27,6 +27,9 @@ pub enum Reason {
     BlindTemplate,
     /// By load: no worker of the model shows its cache.
     BlindWorkers,
+    /// To a decode worker for the whole, or answered 503 if that is not
+    /// allowed: the model's prefill workers are gone.
+    PrefillUnavailable,
     /// By load over all workers: no worker serves a model of that name.
     UnknownModel,
     /// By load: the template refused the messages, or ran too long.
@@ -54,7 +57,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, to define their counters once.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Kv,
         Self::StaleFeed,
         Self::Resyncing,
@@ -65,6 +68,7 @@ impl Reason {
         Self::BlindTokenizer,
         Self::BlindTemplate,
         Self::BlindWorkers,
+        Self::PrefillUnavailable,
         Self::UnknownModel,
         Self::RenderFailed,
         Self::PromptTooLong,
@@ -92,6 +96,7 @@ impl Reason {
             Self::BlindTokenizer => "blind_tokenizer",
             Self::BlindTemplate => "blind_template",
             Self::BlindWorkers => "blind_workers",
+            Self::PrefillUnavailable => "prefill_unavailable",
             Self::UnknownModel => "unknown_model",
             Self::RenderFailed => "render_failed",
             Self::PromptTooLong => "prompt_too_long",

@@ -20,15 +20,17 @@
 //! 3. A frame that cannot be read changes nothing but a counter, and the index
 //!    is taken anew.
 
+use std::collections::BTreeSet;
+
 use crate::card::Cards;
 use crate::delta::{Delta, SnapshotStart};
 use crate::entry::Entry;
 use crate::frame::{Frame, Kind};
 use crate::ids::WorkerSlot;
 use crate::index::Index;
-use crate::limits::{PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
+use crate::limits::{CARD_MODELS_MAX, PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
 use crate::load::Loads;
-use crate::roster::Roster;
+use crate::roster::{Role, Roster};
 
 /// A position in the sidecar's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +84,8 @@ pub struct Changed {
 pub struct Replica {
     roster: Roster,
     roster_from: Position,
+    /// Numbers of models that have had prefill workers in this epoch.
+    had_prefill: BTreeSet<u16>,
     cards: Cards,
     cards_from: Position,
     loads: Loads,
@@ -116,6 +120,7 @@ impl Replica {
         Self {
             roster: Roster::default(),
             roster_from: Position::default(),
+            had_prefill: BTreeSet::new(),
             cards: Cards::default(),
             cards_from: Position::default(),
             loads: Loads::new(),
@@ -134,6 +139,10 @@ impl Replica {
         match Entry::decode(bytes) {
             Ok(Entry::Feed(frame)) => return self.apply_frame(frame),
             Ok(Entry::Booked(booking)) => self.loads.add(booking),
+            Ok(Entry::BookedPair { serving, prefill }) => {
+                self.loads.add(serving);
+                self.loads.add(prefill);
+            }
             Ok(Entry::PrefillDone(id)) => self.loads.prefill_done(id),
             Ok(Entry::Refreshed(id, at_ms)) => self.loads.refresh(id, at_ms),
             Ok(Entry::Freed(id)) => self.loads.free(id),
@@ -183,6 +192,10 @@ impl Replica {
         match frame.kind {
             Kind::Roster if at != self.roster_from => match Roster::decode(frame.body) {
                 Ok(roster) => {
+                    if at.epoch != self.roster_from.epoch {
+                        // Models may have other numbers.
+                        self.had_prefill.clear();
+                    }
                     self.take_roster(roster);
                     self.roster_from = at;
                     changed.roster = true;
@@ -191,7 +204,7 @@ impl Replica {
             },
             Kind::Card if at != self.cards_from => match Cards::decode(frame.body) {
                 Ok(cards) => {
-                    self.cards = cards;
+                    self.take_cards(cards);
                     self.cards_from = at;
                     changed.cards = true;
                 }
@@ -207,6 +220,26 @@ impl Replica {
         for entry in &old.workers {
             if self.worker(entry.slot).is_none_or(|now| now.worker != entry.worker) {
                 self.loads.drop_worker(entry.slot);
+            }
+        }
+        self.note_prefill();
+    }
+
+    /// Takes over other cards. A number may stand for another model now.
+    fn take_cards(&mut self, cards: Cards) {
+        let old = core::mem::replace(&mut self.cards, cards);
+        let name = |cards: &Cards, number: u16| {
+            cards.models.get(usize::from(number)).map(|card| card.name.clone())
+        };
+        self.had_prefill.retain(|number| name(&old, *number) == name(&self.cards, *number));
+        self.note_prefill();
+    }
+
+    fn note_prefill(&mut self) {
+        let of_prefill = self.roster.workers.iter().filter(|entry| entry.role == Role::Prefill);
+        for model in of_prefill.map(|entry| entry.model) {
+            if usize::from(model) < CARD_MODELS_MAX {
+                self.had_prefill.insert(model);
             }
         }
     }
@@ -413,6 +446,12 @@ impl Replica {
     #[must_use]
     pub fn has_roster(&self) -> bool {
         self.roster_from != Position::default()
+    }
+
+    /// Whether a model has had prefill workers since the sidecar started.
+    #[must_use]
+    pub fn had_prefill(&self, model: u16) -> bool {
+        self.had_prefill.contains(&model)
     }
 
     /// The worker that a slot stands for.

@@ -6,6 +6,9 @@
 use core::fmt;
 
 use serde::Deserialize;
+use warmpath_core::headers::{TENANT, steers_routing};
+
+use crate::limits::HEADER_NAME_BYTES_MAX;
 
 /// How the choice is handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -31,6 +34,10 @@ struct RawConfig {
     body_bytes_max: u64,
     booking_expiry_ms: u64,
     feed_stale_ms: u64,
+    enforce_disagg: bool,
+    prefiller_header: bool,
+    cache_salt_header: Option<String>,
+    cache_salt_from_body: bool,
 }
 
 impl Default for RawConfig {
@@ -44,6 +51,10 @@ impl Default for RawConfig {
             body_bytes_max: 4 * 1024 * 1024,
             booking_expiry_ms: 300_000,
             feed_stale_ms: 2_000,
+            enforce_disagg: false,
+            prefiller_header: false,
+            cache_salt_header: None,
+            cache_salt_from_body: true,
         }
     }
 }
@@ -76,6 +87,19 @@ pub struct Config {
     /// Age of the feed from which decisions count as made on stale state, in
     /// milliseconds. 500 ms to 1 hour; default 2 s.
     pub feed_stale_ms: u64,
+    /// Whether requests are answered 503 where a decode worker would have to
+    /// serve without a prefill worker. Default no.
+    pub enforce_disagg: bool,
+    /// Whether `x-prefiller-host-port` says where the prefill worker is reached,
+    /// for engines with llm-d's sidecar. Default no.
+    pub prefiller_header: bool,
+    /// Name, in lower case, of the header in which a trusted hop says what
+    /// separates the request's cache from others'. It is passed on, since the
+    /// engine must be told, too. None by default: such headers are then ignored.
+    pub cache_salt_header: Option<String>,
+    /// Whether the body's own cache salt counts where that header is absent.
+    /// Default yes. The body is passed on in any case.
+    pub cache_salt_from_body: bool,
 }
 
 /// Why a configuration is refused.
@@ -130,6 +154,10 @@ impl Config {
         if !(500..=3_600_000).contains(&raw.feed_stale_ms) {
             wrong.push("`feed_stale_ms` must be 500 to 3600000");
         }
+        let cache_salt_header = raw.cache_salt_header.map(|name| name.to_ascii_lowercase());
+        if cache_salt_header.as_deref().is_some_and(|name| !may_carry_salt(name)) {
+            wrong.push("`cache_salt_header` must name a header that steers no routing");
+        }
         let (Ok(index_blocks_max), Ok(body_bytes_max), true) = (
             usize::try_from(raw.index_blocks_max),
             usize::try_from(raw.body_bytes_max),
@@ -146,8 +174,20 @@ impl Config {
             body_bytes_max,
             booking_expiry_ms: raw.booking_expiry_ms,
             feed_stale_ms: raw.feed_stale_ms,
+            enforce_disagg: raw.enforce_disagg,
+            prefiller_header: raw.prefiller_header,
+            cache_salt_header,
+            cache_salt_from_body: raw.cache_salt_from_body,
         })
     }
+}
+
+/// Whether a lower-case name is that of a header, and of one that may be passed
+/// on: what the client sends in the others must go.
+fn may_carry_salt(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_name = !name.is_empty() && name.len() <= HEADER_NAME_BYTES_MAX;
+    is_name && name.bytes().all(is_token) && (name == TENANT || !steers_routing(name))
 }
 
 #[cfg(test)]
@@ -160,6 +200,8 @@ mod tests {
         assert_eq!(config, Config::parse(b"{}").unwrap());
         assert_eq!(config.mode, Mode::Body);
         assert_eq!(config.booking_expiry_ms, 300_000);
+        assert_eq!((config.enforce_disagg, config.prefiller_header), (false, false));
+        assert_eq!((config.cache_salt_header, config.cache_salt_from_body), (None, true));
     }
 
     #[test]
@@ -168,6 +210,23 @@ mod tests {
         let config = Config::parse(json).unwrap();
         assert_eq!((config.mode, config.debug_headers), (Mode::Endpoint, true));
         assert_eq!(config.feed_cluster, "f");
+    }
+
+    #[test]
+    fn the_salt_s_header_steers_no_routing() {
+        let parse = |name: &str| {
+            let json = serde_json::json!({ "cache_salt_header": name }).to_string();
+            Config::parse(json.as_bytes()).map(|config| config.cache_salt_header)
+        };
+        for name in ["x-tenant-id", "X-Tenant-Id"] {
+            assert_eq!(parse(name), Ok(Some("x-tenant-id".to_owned())));
+        }
+        assert_eq!(parse("x-customer"), Ok(Some("x-customer".to_owned())));
+        let long = "x".repeat(HEADER_NAME_BYTES_MAX + 1);
+        let refused = ["", ":path", "a b", "X-Dynamo-Dp-Rank", "x-llm-d-tenant", "x-warmpath-a"];
+        for name in refused.into_iter().chain([long.as_str()]) {
+            assert!(parse(name).is_err(), "{name:?}");
+        }
     }
 
     #[test]

@@ -70,9 +70,10 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    /// Other models are wanted: what is being copied may not be any more.
-    pub(crate) fn forget_loading(&mut self) {
-        self.loading = None;
+    /// Other models are known: what is being copied may not be wanted any more,
+    /// and something else be.
+    pub(crate) fn keep_loading(&mut self, named: &[BlobId]) {
+        self.loading.take_if(|loading| !named.contains(&loading.blob));
         self.look_at_ms = 0;
     }
 }

@@ -16,12 +16,11 @@ use core::cell::RefCell;
 use std::rc::Rc;
 
 use warmpath_core::handover::{Handover, hand_over};
-use warmpath_core::headers::{DESTINATION, DP_RANK, ROUTING_MODE, STRIPPED, WORKER};
-use warmpath_core::load::BookingId;
+use warmpath_core::headers::{cache_salt, steers_routing};
 use warmpath_core::reason::Reason;
 use warmpath_core::render::WallClock;
 use warmpath_core::request::{Answer, Endpoint, Envelope, ParsedRequest, RequestError};
-use warmpath_core::route::{Prepared, prepare};
+use warmpath_core::route::{Choice, Circumstances, Prepared, Unplaced, prepare};
 use warmpath_core::usage::ResponseReader;
 
 use crate::config::{Config, Mode};
@@ -59,8 +58,9 @@ pub struct Stream {
     phase: Phase,
     /// Whether the client announced the length of its body.
     has_length: bool,
-    booking: Option<BookingId>,
-    prefill_done: bool,
+    /// The cache salt that a trusted hop has set.
+    trusted_salt: Option<String>,
+    response_began: bool,
     placed: Option<Placed>,
     reason: Option<Reason>,
     decision_us: u64,
@@ -77,8 +77,8 @@ impl Stream {
             config,
             phase: Phase::New,
             has_length: false,
-            booking: None,
-            prefill_done: false,
+            trusted_salt: None,
+            response_began: false,
             placed: None,
             reason: None,
             decision_us: 0,
@@ -91,7 +91,13 @@ impl Stream {
     pub fn on_request_headers(this: &Rc<RefCell<Self>>, is_end: bool) -> Next {
         let Ok(mut stream) = this.try_borrow_mut() else { return Next::Continue };
         let headers = host::header_pairs(Headers::Request);
-        strip(&headers);
+        let salt_header = stream.config.cache_salt_header.clone();
+        if let Some(name) = &salt_header {
+            let values = headers.iter().filter(|(known, _)| known == name);
+            stream.trusted_salt =
+                cache_salt(values.map(|(_, value)| value.as_str())).map(str::to_owned);
+        }
+        strip(&headers, salt_header.as_deref());
         let value = |name: &str| {
             headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
         };
@@ -184,7 +190,10 @@ impl Stream {
         let envelope = Envelope::scan(body);
         let request = envelope.as_ref().map_err(|err| *err).and_then(|e| e.read(endpoint));
         let prepared = match &request {
-            Ok(request) => vm::with(|vm| vm.prepare(request, body.len())),
+            Ok(request) => {
+                let salt = self.trusted_salt.as_deref();
+                vm::with(|vm| vm.prepare(request, body.len(), salt))
+            }
             Err(err) if err.answer() == Answer::BadRequest => return self.refuse(*err),
             Err(RequestError::TooLarge) => {
                 Some(Prepared::by_load(Reason::BodyTooLarge, None, body.len()))
@@ -207,18 +216,17 @@ impl Stream {
     fn place(&mut self, prepared: &Prepared) -> Option<Next> {
         let placed = vm::with(|vm| {
             let knows_workers = vm.knows_workers();
-            vm.place(prepared).ok_or(knows_workers)
+            vm.place(prepared).map_err(|unplaced| knows_workers.then_some(unplaced))
         });
         match placed {
             Some(Ok(placed)) => {
-                self.booking = Some(placed.booking);
                 self.set_reason(placed.choice.reason);
                 self.placed = Some(placed);
                 None
             }
-            Some(Err(true)) => Some(self.no_workers()),
+            Some(Err(Some(unplaced))) => Some(self.unplaced(unplaced)),
             // No roster has come yet: the gateway's own balancing knows more.
-            Some(Err(false)) => Some(self.leave(Reason::Warming)),
+            Some(Err(None)) => Some(self.leave(Reason::Warming)),
             None => Some(self.leave(Reason::Internal)),
         }
     }
@@ -242,23 +250,17 @@ impl Stream {
     fn hand_over(&mut self, envelope: Option<&Envelope<'_>>, prepared: &Prepared, len: usize) {
         let names_in_body = self.config.mode == Mode::Body;
         if !names_in_body {
-            self.name_worker_in_headers();
+            self.name_workers_in_headers();
         }
         let Some(envelope) = envelope else { return };
-        let worker = self.placed.as_ref().map(|placed| placed.choice.worker);
-        let may_replace = self.config.token_data && prepared.is_exact() && worker.is_some();
+        let choice = self.placed.as_ref().map(|placed| &placed.choice);
+        let may_replace = self.config.token_data && prepared.is_exact() && choice.is_some();
         let tokens = Some(prepared.tokens.as_slice()).filter(|t| may_replace && !t.is_empty());
-        let named = worker.filter(|_| names_in_body);
+        let named = choice.filter(|_| names_in_body).map(Choice::handover);
         if named.is_none() && tokens.is_none() && envelope.splice.nvext.is_empty() {
             return;
         }
-        let handover = Handover {
-            token_data: tokens,
-            backend_instance_id: named.map(|worker| worker.id.0),
-            decode_worker_id: named.map(|worker| worker.id.0),
-            dp_rank: named.map(|worker| worker.rank.0),
-            ..Handover::default()
-        };
+        let handover = Handover { token_data: tokens, ..named.unwrap_or_default() };
         let Ok(body) = hand_over(&envelope.splice, &handover) else { return };
         if host::replace_buffer(Buffer::RequestBody, len, &body).is_err() {
             vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
@@ -274,17 +276,10 @@ impl Stream {
         }
     }
 
-    fn name_worker_in_headers(&self) {
+    fn name_workers_in_headers(&self) {
         let Some(placed) = &self.placed else { return };
-        let choice = &placed.choice;
-        let headers = [
-            (DESTINATION, choice.endpoint.as_str()),
-            (WORKER, &choice.worker.id.0.to_string()),
-            (DP_RANK, &choice.worker.rank.0.to_string()),
-            (ROUTING_MODE, "aggregated"),
-        ];
-        for (name, value) in headers {
-            if host::set_header(Headers::Request, name, value).is_err() {
+        for (name, value) in placed.choice.headers(self.config.prefiller_header) {
+            if host::set_header(Headers::Request, name, &value).is_err() {
                 vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
             }
         }
@@ -296,7 +291,7 @@ impl Stream {
         self.phase = Phase::Through;
         let prepared = Prepared::by_load(reason, None, len);
         if self.place(&prepared).is_none() {
-            self.name_worker_in_headers();
+            self.name_workers_in_headers();
         }
     }
 
@@ -323,15 +318,19 @@ impl Stream {
         respond(400, err.reason(), "invalid_request_error", &err.to_string(), &[])
     }
 
-    fn no_workers(&mut self) -> Next {
-        self.pass(Reason::NoWorkers);
-        let message = "no worker is available for this request";
-        respond(503, "no_workers", "server_error", message, &[("retry-after", "1")])
+    fn unplaced(&mut self, unplaced: Unplaced) -> Next {
+        let reason = unplaced.reason();
+        self.pass(reason);
+        let message = match unplaced {
+            Unplaced::NoWorkers => "no worker is available for this request",
+            Unplaced::PrefillUnavailable => "no prefill worker is available for this request",
+        };
+        respond(503, reason.word(), "server_error", message, &[("retry-after", "1")])
     }
 
     /// The response's headers are here.
     pub fn on_response_headers(&mut self) {
-        if self.booking.is_some() {
+        if self.placed.is_some() {
             self.response = Some(ResponseReader::default());
         }
         if !self.config.debug_headers {
@@ -340,8 +339,13 @@ impl Stream {
         let Some(reason) = self.reason else { return };
         let mut headers = vec![("x-warmpath-reason", reason.word().to_owned())];
         if let Some(Placed { choice, .. }) = &self.placed {
-            headers.push(("x-warmpath-worker", choice.worker.id.0.to_string()));
-            headers.push(("x-warmpath-endpoint", choice.endpoint.clone()));
+            headers.push(("x-warmpath-worker", choice.serving.worker.id.0.to_string()));
+            if !choice.serving.endpoint.is_empty() {
+                headers.push(("x-warmpath-endpoint", choice.serving.endpoint.clone()));
+            }
+            if let Some(prefill) = &choice.prefill {
+                headers.push(("x-warmpath-prefill-worker", prefill.worker.id.0.to_string()));
+            }
             let cached = choice.predicted_cached_tokens.to_string();
             headers.push(("x-warmpath-predicted-cached-tokens", cached));
             headers.push(("x-warmpath-decision-us", self.decision_us.to_string()));
@@ -353,10 +357,10 @@ impl Stream {
 
     /// A chunk of the response is here.
     pub fn on_response_body(&mut self, len: usize, is_end: bool) {
-        let Some(id) = self.booking else { return };
+        let Some(placed) = &self.placed else { return };
         if len > 0 {
-            if !core::mem::replace(&mut self.prefill_done, true) {
-                vm::with(|vm| vm.prefill_done(id));
+            if !core::mem::replace(&mut self.response_began, true) {
+                vm::with(|vm| vm.response_began(placed));
             }
             if let (Some(response), Some(chunk)) =
                 (&mut self.response, host::buffer(Buffer::ResponseBody, 0, len))
@@ -388,8 +392,8 @@ impl Stream {
 
     /// The stream has ended, however. Called at its log and at its drop.
     pub fn end(&mut self) {
-        if let Some(id) = self.booking.take() {
-            vm::with(|vm| vm.free(id));
+        if let Some(placed) = &self.placed {
+            vm::with(|vm| vm.request_ended(placed));
         }
     }
 }
@@ -400,13 +404,12 @@ impl Drop for Stream {
     }
 }
 
-fn strip(headers: &[(String, String)]) {
-    const FAMILIES: [&str; 2] = ["x-llm-d-", "x-warmpath-"];
+/// - `trusted`: the one header that a trusted hop, not the client, has set.
+fn strip(headers: &[(String, String)], trusted: Option<&str>) {
     let mut stripped = 0;
     for (name, _) in headers {
-        let is_ours = STRIPPED.contains(&name.as_str())
-            || FAMILIES.iter().any(|family| name.starts_with(family));
-        if is_ours && host::remove_header(Headers::Request, name).is_ok() {
+        let is_clients = steers_routing(name) && trusted != Some(name.as_str());
+        if is_clients && host::remove_header(Headers::Request, name).is_ok() {
             stripped += 1;
         }
     }
@@ -436,12 +439,20 @@ fn respond(
 }
 
 impl Vm {
-    fn prepare(&mut self, request: &ParsedRequest<'_>, body_bytes: usize) -> Prepared {
+    fn prepare(
+        &mut self,
+        request: &ParsedRequest<'_>,
+        body_bytes: usize,
+        trusted_salt: Option<&str>,
+    ) -> Prepared {
         let seconds = host::wall_clock_ns() / 1_000_000_000;
         let now = WallClock {
             unix_seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
             utc_offset_seconds: 0,
         };
-        prepare(&mut self.models, request, body_bytes, now)
+        let salt_from_body = self.config.cache_salt_from_body;
+        let circumstances = Circumstances { body_bytes, now, trusted_salt, salt_from_body };
+        let Self { models, replica, random, .. } = self;
+        prepare(models, replica.roster(), request, &circumstances, random)
     }
 }

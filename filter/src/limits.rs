@@ -73,3 +73,6 @@ pub(crate) const WATCHED_MAX: usize = 1_024;
 
 /// Attempts at a number of its own that a VM makes.
 pub(crate) const NUMBER_ATTEMPTS_MAX: u32 = 64;
+
+/// Longest name of a header in the configuration, in bytes.
+pub(crate) const HEADER_NAME_BYTES_MAX: usize = 256;

@@ -44,6 +44,8 @@ pub enum Counter {
     FeedStreamsEnded,
     /// Tokenizer files that could not be loaded.
     TokenizersRefused,
+    /// Requests for a LoRA adapter that no eligible worker is known to hold.
+    AdapterUnheld,
     /// Requests released because their body never came to the filter: the
     /// plugin lacks `allow_on_headers_stop_iteration`.
     PairingWrong,
@@ -55,7 +57,7 @@ pub enum Counter {
     Reentered,
 }
 
-const COUNTERS: [(Counter, &str); 20] = [
+const COUNTERS: [(Counter, &str); 21] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
@@ -72,6 +74,7 @@ const COUNTERS: [(Counter, &str); 20] = [
     (Counter::Snapshots, "warmpath_snapshots_total"),
     (Counter::FeedStreamsEnded, "warmpath_feed_streams_ended_total"),
     (Counter::TokenizersRefused, "warmpath_tokenizers_refused_total"),
+    (Counter::AdapterUnheld, "warmpath_adapter_unheld_total"),
     (Counter::PairingWrong, "warmpath_pairing_wrong_total"),
     (Counter::HeadersStripped, "warmpath_headers_stripped_total"),
     (Counter::HostRefused, "warmpath_host_refused_total"),

@@ -5,12 +5,10 @@
 //! is applied, and the decision made again. So two worker threads never pick on
 //! the same stale load.
 
-use warmpath_core::entry::Entry;
-use warmpath_core::limits::BOOKING_BLOCKS_MAX;
-use warmpath_core::load::{Booking, BookingId};
+use warmpath_core::load::BookingId;
 use warmpath_core::reason::Reason;
 use warmpath_core::ring::Append;
-use warmpath_core::route::{Choice, Prepared, select};
+use warmpath_core::route::{Choice, Policy, Prepared, Unplaced, select};
 use warmpath_core::score::Knobs;
 
 use crate::host;
@@ -18,20 +16,27 @@ use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_ENTRIES_MAX, REQUEST_RING_NS};
 use crate::metrics::Counter;
 use crate::vm::Vm;
 
-/// A request that has a worker.
+/// A request that has its workers.
 #[derive(Clone, Debug)]
 pub(crate) struct Placed {
-    pub(crate) booking: BookingId,
+    /// To be freed when the request ends.
+    pub(crate) serving: BookingId,
+    /// To be freed when the response begins, if there is a prefill leg.
+    pub(crate) prefill: Option<BookingId>,
     pub(crate) choice: Choice,
 }
 
 impl Vm {
-    /// Chooses a worker and books it; `None` if no worker is there.
-    pub(crate) fn place(&mut self, prepared: &Prepared) -> Option<Placed> {
-        let id = self.next_booking();
+    /// Chooses the request's workers and books them.
+    ///
+    /// # Errors
+    ///
+    /// [`Unplaced`].
+    pub(crate) fn place(&mut self, prepared: &Prepared) -> Result<Placed, Unplaced> {
+        let (serving, prefill) = (self.next_booking(), self.next_booking());
         let started = host::monotonic_ns();
         let now_ms = started / 1_000_000;
-        let knobs = Knobs::default();
+        let policy = Policy { knobs: Knobs::default(), enforce_disagg: self.config.enforce_disagg };
         for _ in 0..BOOKING_ATTEMPTS_MAX {
             let spent = host::monotonic_ns().saturating_sub(started);
             let is_current =
@@ -39,13 +44,13 @@ impl Vm {
             if !is_current {
                 break;
             }
-            let choice = select(&mut self.replica, prepared, &knobs, &mut self.random)?;
-            let entry = booked(id, prepared, &choice, now_ms);
+            let choice = select(&mut self.replica, prepared, &policy, &mut self.random)?;
+            let entry = choice.booked(prepared, serving, prefill, now_ms).encode();
             match self.ring.append_at(&self.store, self.position, &entry) {
                 Ok(Append::Done) => {
                     self.position += 1;
                     self.replica.apply_entry(&entry);
-                    return Some(self.placed(id, choice, now_ms));
+                    return Ok(self.placed(serving, prefill, choice, now_ms));
                 }
                 Ok(Append::Moved) => self.metrics.add(Counter::BookingConflicts, 1),
                 Err(_) => {
@@ -56,26 +61,46 @@ impl Vm {
         }
         // Others are busier than the attempts allow for: a booking on a state
         // that is a few entries old is better than a request that waits.
-        let choice = select(&mut self.replica, prepared, &knobs, &mut self.random)?;
-        let entry = booked(id, prepared, &choice, now_ms);
+        let choice = select(&mut self.replica, prepared, &policy, &mut self.random)?;
+        let entry = choice.booked(prepared, serving, prefill, now_ms).encode();
         self.append(&entry);
         self.metrics.add(Counter::BookingUnordered, 1);
-        Some(self.placed(id, choice, now_ms))
+        Ok(self.placed(serving, prefill, choice, now_ms))
     }
 
-    fn placed(&mut self, booking: BookingId, mut choice: Choice, now_ms: u64) -> Placed {
-        self.own_booking(booking, now_ms);
+    fn placed(
+        &mut self,
+        serving: BookingId,
+        prefill: BookingId,
+        mut choice: Choice,
+        now_ms: u64,
+    ) -> Placed {
+        let prefill = choice.prefill.is_some().then_some(prefill);
+        self.own_booking(serving, now_ms);
+        if let Some(prefill) = prefill {
+            self.own_booking(prefill, now_ms);
+        }
+        self.metrics.add(Counter::AdapterUnheld, u64::from(choice.adapter_unheld));
         let is_stale =
             self.feed_age_ms(now_ms).is_none_or(|age_ms| age_ms > self.config.feed_stale_ms);
         if is_stale && matches!(choice.reason, Reason::Kv | Reason::Batch | Reason::Resyncing) {
             choice.reason = Reason::StaleFeed;
         }
-        Placed { booking, choice }
+        Placed { serving, prefill, choice }
     }
-}
 
-fn booked(id: BookingId, prepared: &Prepared, choice: &Choice, at_ms: u64) -> Vec<u8> {
-    let blocks = prepared.hashes.get(..BOOKING_BLOCKS_MAX).unwrap_or(&prepared.hashes).to_vec();
-    let prefill_tokens = choice.prefill_tokens(prepared);
-    Entry::Booked(Booking { id, slot: choice.slot, prefill_tokens, at_ms, blocks }).encode()
+    /// The response has begun: the prompt is computed.
+    pub(crate) fn response_began(&mut self, placed: &Placed) {
+        match placed.prefill {
+            Some(prefill) => self.free(prefill),
+            None => self.prefill_done(placed.serving),
+        }
+    }
+
+    /// The request has ended, however. Does nothing the second time.
+    pub(crate) fn request_ended(&mut self, placed: &Placed) {
+        for booking in placed.prefill.into_iter().chain([placed.serving]) {
+            self.free(booking);
+        }
+    }
 }

@@ -150,7 +150,7 @@ impl Vm {
     pub(crate) fn note(&mut self, changed: Changed, now_ms: Option<u64>) {
         if changed.cards {
             self.models.take_cards(self.replica.cards());
-            self.feed.forget_loading();
+            self.feed.keep_loading(&self.models.named_blobs());
         }
         if changed.feed && now_ms.is_some() {
             self.heard_at_ms = now_ms;

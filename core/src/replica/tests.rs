@@ -286,11 +286,12 @@ fn roster_frame(sequence: u64, ids: &[(u16, u64)]) -> Vec<u8> {
             model: 0,
             role: Role::Aggregated,
             parity: Parity::Exact,
+            namespace: 0,
             endpoint: "127.0.0.1:1".to_owned(),
             total_kv_blocks: 0,
         })
         .collect();
-    let body = Roster { workers }.encode();
+    let body = Roster { workers, adapters: Vec::new() }.encode();
     Frame { kind: Kind::Roster, epoch: 7, sequence, body: &body }.encode()
 }
 
@@ -305,6 +306,7 @@ fn a_worker_that_leaves_takes_its_bookings_along() {
             prefill_tokens: 5,
             at_ms: 0,
             blocks: Vec::new(),
+            unshared_blocks: 0,
         };
         replica.apply_entry(&Entry::Booked(booking).encode());
     }

@@ -2,14 +2,18 @@
 
 use super::*;
 use crate::card::{Blind, BlobId, Cards, ModelCard, NamedTemplate};
+use crate::choose::Random;
 use crate::delta::{Operation, SnapshotStart, encode_operations};
 use crate::entry::Entry;
 use crate::frame::{Frame, Kind};
-use crate::ids::{DpRank, WorkerId};
+use crate::hash::{BlockShape, Salt, sequence_hashes};
+use crate::ids::{DpRank, Worker, WorkerId};
 use crate::load::{Booking, BookingId};
-use crate::render::Flavour;
+use crate::models::Models;
+use crate::render::{Flavour, WallClock};
+use crate::replica::Replica;
 use crate::request::{Endpoint, parse};
-use crate::roster::Roster;
+use crate::roster::{Parity, Role, Roster, RosterWorker};
 use crate::tokenize::{AlignedBytes, Tokenizer, compile::compile};
 
 #[cfg(target_arch = "wasm32")]
@@ -62,8 +66,21 @@ fn encode(text: &str) -> Vec<TokenId> {
 }
 
 fn read(endpoint: Endpoint, body: &str) -> Prepared {
+    read_with(&mut models(), &Roster::default(), endpoint, body, None, &mut Random::seeded(1))
+}
+
+fn read_with(
+    models: &mut Models,
+    roster: &Roster,
+    endpoint: Endpoint,
+    body: &str,
+    trusted_salt: Option<&str>,
+    random: &mut Random,
+) -> Prepared {
     let request = parse(endpoint, body.as_bytes()).unwrap();
-    prepare(&mut models(), &request, body.len(), NOW)
+    let circumstances =
+        Circumstances { body_bytes: body.len(), now: NOW, trusted_salt, salt_from_body: true };
+    prepare(models, roster, &request, &circumstances, random)
 }
 
 fn chat(model: &str, content: &str) -> Prepared {
@@ -145,6 +162,7 @@ fn worker(slot: u16, model: u16, role: Role, parity: Parity) -> RosterWorker {
         model,
         role,
         parity,
+        namespace: 0,
         endpoint: format!("10.0.0.{slot}:8000"),
         total_kv_blocks: 0,
     }
@@ -152,7 +170,7 @@ fn worker(slot: u16, model: u16, role: Role, parity: Parity) -> RosterWorker {
 
 fn replica(workers: Vec<RosterWorker>) -> Replica {
     let mut replica = Replica::new(1_000);
-    let body = Roster { workers }.encode();
+    let body = Roster { workers, adapters: Vec::new() }.encode();
     replica.apply_state_bytes(&frame(Kind::Roster, &body));
     replica
 }
@@ -177,7 +195,7 @@ fn two_workers() -> Vec<RosterWorker> {
 }
 
 fn choose(replica: &mut Replica, prepared: &Prepared) -> Choice {
-    select(replica, prepared, &Knobs::default(), &mut Random::seeded(1)).unwrap()
+    select(replica, prepared, &Policy::default(), &mut Random::seeded(1)).unwrap()
 }
 
 #[test]
@@ -188,10 +206,10 @@ fn the_warm_worker_is_chosen_and_its_hit_predicted() {
     let mut replica = replica(two_workers());
     hold(&mut replica, &[(1, &prepared.hashes[..1]), (2, &prepared.hashes[..4])]);
     let choice = choose(&mut replica, &prepared);
-    assert_eq!((choice.slot, choice.overlap_blocks), (WorkerSlot(2), 4));
+    assert_eq!((choice.serving.slot, choice.serving.overlap_blocks), (WorkerSlot(2), 4));
     assert_eq!(choice.predicted_cached_tokens, 4 * BLOCK_SIZE);
     assert_eq!(choice.reason, Reason::Kv);
-    assert_eq!(choice.endpoint, "10.0.0.2:8000");
+    assert_eq!(choice.serving.endpoint, "10.0.0.2:8000");
     assert_eq!(choice.prefill_tokens(&prepared), prepared.prompt_tokens - 4 * BLOCK_SIZE);
 }
 
@@ -215,18 +233,19 @@ fn load_outweighs_a_small_hit() {
     let prepared = chat("seen", TEXT);
     let mut replica = replica(two_workers());
     hold(&mut replica, &[(2, &prepared.hashes[..1])]);
-    assert_eq!(choose(&mut replica, &prepared).slot, WorkerSlot(2));
+    assert_eq!(choose(&mut replica, &prepared).serving.slot, WorkerSlot(2));
     let booking = Booking {
         id: BookingId(1),
         slot: WorkerSlot(2),
         prefill_tokens: 100 * BLOCK_SIZE,
         at_ms: 0,
         blocks: Vec::new(),
+        unshared_blocks: 0,
     };
     replica.apply_entry(&Entry::Booked(booking).encode());
-    assert_eq!(choose(&mut replica, &prepared).slot, WorkerSlot(1));
+    assert_eq!(choose(&mut replica, &prepared).serving.slot, WorkerSlot(1));
     replica.apply_entry(&Entry::Freed(BookingId(1)).encode());
-    assert_eq!(choose(&mut replica, &prepared).slot, WorkerSlot(2));
+    assert_eq!(choose(&mut replica, &prepared).serving.slot, WorkerSlot(2));
 }
 
 #[test]
@@ -238,11 +257,12 @@ fn only_workers_of_the_model_that_decode_are_eligible() {
     let prepared = chat("seen", TEXT);
     for seed in 0..20 {
         let mut random = Random::seeded(seed);
-        let choice = select(&mut replica, &prepared, &Knobs::default(), &mut random).unwrap();
-        assert_eq!(choice.slot, WorkerSlot(2));
+        let choice = select(&mut replica, &prepared, &Policy::default(), &mut random).unwrap();
+        assert_eq!(choice.serving.slot, WorkerSlot(2));
     }
     let elsewhere = Prepared::by_load(Reason::Unparsed, Some(7), 100);
-    assert_eq!(select(&mut replica, &elsewhere, &Knobs::default(), &mut Random::seeded(1)), None);
+    let nobody = select(&mut replica, &elsewhere, &Policy::default(), &mut Random::seeded(1));
+    assert_eq!(nobody, Err(Unplaced::NoWorkers));
 }
 
 #[test]
@@ -270,9 +290,12 @@ fn equal_workers_share() {
     let mut random = Random::seeded(5);
     let first = (0..1_000)
         .filter(|_| {
-            let choice = select(&mut replica, &prepared, &Knobs::default(), &mut random).unwrap();
-            choice.slot == WorkerSlot(1)
+            let choice = select(&mut replica, &prepared, &Policy::default(), &mut random).unwrap();
+            choice.serving.slot == WorkerSlot(1)
         })
         .count();
     assert!((400..600).contains(&first), "{first} of 1000");
 }
+
+mod legs;
+mod names;
