@@ -10,12 +10,17 @@
 #[cfg(test)]
 pub(crate) mod captures;
 pub mod card;
+pub mod cluster;
 pub mod drive;
 pub mod etcd;
 pub mod file;
 pub mod join;
+pub mod kubernetes;
 pub mod listing;
 pub mod record;
+#[cfg(test)]
+pub(crate) mod stand_in;
+pub mod watching;
 
 use std::path::Path;
 

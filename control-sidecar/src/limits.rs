@@ -199,3 +199,19 @@ pub const ETCD_PAGE_KEYS: i64 = 500;
 
 /// Longest answer of etcd, in bytes: a page of cards ten times the usual size.
 pub const ETCD_ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Objects that the API server of Kubernetes is asked for at a time.
+pub const KUBERNETES_PAGE_OBJECTS: u32 = 500;
+
+/// Objects of one kind that are kept.
+pub const KUBERNETES_OBJECTS_MAX: usize = 16_384;
+
+/// How long the API server is asked to keep one watch open. It also bounds how
+/// long a connection that has silently died goes unnoticed.
+pub const KUBERNETES_WATCH_FOR: Duration = Duration::from_secs(120);
+
+/// How much longer than asked for a watch may stay open.
+pub const KUBERNETES_WATCH_GRACE: Duration = Duration::from_secs(5);
+
+/// Changes of one kind of objects that wait.
+pub const KUBERNETES_CHANGES_QUEUED_MAX: usize = 64;
