@@ -17,6 +17,8 @@ pub mod file;
 pub mod join;
 pub mod kubernetes;
 pub mod listing;
+pub mod pods;
+pub mod probe;
 pub mod record;
 #[cfg(test)]
 pub(crate) mod stand_in;

@@ -215,3 +215,15 @@ pub const KUBERNETES_WATCH_GRACE: Duration = Duration::from_secs(5);
 
 /// Changes of one kind of objects that wait.
 pub const KUBERNETES_CHANGES_QUEUED_MAX: usize = 64;
+
+/// Time between two looks at what an engine serves: adapters come and go.
+pub const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// Longest time that an engine may take to answer one question.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest answer of an engine, in bytes. A thousand adapters take 300 KB.
+pub const PROBE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Engines that are asked at a time.
+pub const PROBES_MAX: usize = 16;

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::join::{Rules, join};
 use super::listing::Listing;
-use super::{ListEvent, etcd, file, kubernetes};
+use super::{ListEvent, etcd, file, kubernetes, pods};
 use crate::config::ModelConfig;
 use crate::config::discovery::{Backend, DiscoveryConfig};
 use crate::fleet::Fleet;
@@ -41,9 +41,8 @@ pub async fn run(
             Backend::File(directory) => file::watch(directory, SystemTime::now, sights).await,
             Backend::Etcd { endpoints, user } => etcd::watch(endpoints, user, sights).await,
             Backend::Kubernetes(config) => kubernetes::watch(config, sights).await,
-            Backend::Pods(_) => {
-                let message = "this backend is not built in".to_owned();
-                let _ = sights.send(Sight::Failed(message)).await;
+            Backend::Pods(config) => {
+                pods::watch(config, rules.models.clone(), sights).await;
             }
         }
     };
