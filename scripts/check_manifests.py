@@ -6,7 +6,8 @@
   built module among them, and read by the real Envoy (`--mode validate`),
   which refuses unknown fields and builds all filters.
 - Other YAML files: they parse, no key occurs twice, and what is meant for
-  Kubernetes has `apiVersion`, `kind`, `metadata.name` and `spec`.
+  Kubernetes has `apiVersion`, `kind`, `metadata.name` and `spec`, or what the
+  kind has in its place.
 - What docker-compose.yaml mounts exists, or is made by the build.
 
 Prints one line per file; the last line counts files.
@@ -34,6 +35,8 @@ SAMPLE = {
 }
 # Written by the build, not committed.
 MADE = ("../target/",)
+# What takes the place of `spec` in kinds that have none.
+BODY = {"ServiceAccount": None, "Role": "rules", "RoleBinding": "subjects"}
 # Envoy says what is wrong in lines of these levels.
 COMPLAINT = re.compile(r"\[(?:critical|error)\]")
 
@@ -89,7 +92,9 @@ def document_faults(document: object) -> list[str]:
     """What is wrong with one Kubernetes object."""
     if not isinstance(document, dict):
         return ["not an object"]
-    faults = [f"no {key}" for key in ("apiVersion", "kind", "spec") if not document.get(key)]
+    body = BODY.get(document.get("kind"), "spec")
+    wanted = [key for key in ("apiVersion", "kind", body) if key]
+    faults = [f"no {key}" for key in wanted if not document.get(key)]
     metadata = document.get("metadata")
     if not isinstance(metadata, dict) or not metadata.get("name"):
         faults.append("no metadata.name")

@@ -10,6 +10,7 @@
 //!
 //! Reading files is left to the caller.
 
+pub mod discovery;
 pub mod fields;
 pub mod workers;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 use serde_json::Value;
 use warmpath_core::limits::{CARD_ALIASES_MAX, CARD_MODELS_MAX, CARD_NAME_BYTES_MAX};
 
+use discovery::{DiscoveryConfig, DiscoveryEnv, EventPlaneConfig};
 use fields::{Mistakes, Report, Section};
 use workers::WorkerList;
 
@@ -67,6 +69,8 @@ pub enum WorkerSource {
     File(PathBuf),
     /// In the configuration.
     Inline(WorkerList),
+    /// With Dynamo, or with Kubernetes.
+    Discovery(DiscoveryConfig),
 }
 
 /// Form of the log.
@@ -88,7 +92,8 @@ pub struct Config {
     pub retained_bytes: usize,
     /// Where the status page is served.
     pub status_listen: SocketAddr,
-    /// Models, in the order that the feed refers to.
+    /// Models, in the order that the feed refers to. With discovery, what is
+    /// known here of models that it finds; often none.
     pub models: Vec<ModelConfig>,
     /// Where the workers are listed.
     pub workers: WorkerSource,
@@ -98,6 +103,8 @@ pub struct Config {
     pub log: LogFormat,
     /// Where compiled tokenizers are kept; `None` for nowhere.
     pub cache_directory: Option<PathBuf>,
+    /// What carries the events of Dynamo's workers.
+    pub event_plane: EventPlaneConfig,
 }
 
 /// What environment and flags say; they win over the file.
@@ -113,6 +120,8 @@ pub struct Overrides {
     pub cache_directory: Option<PathBuf>,
     /// Block size of models that give none (`DYN_KV_CACHE_BLOCK_SIZE`).
     pub block_size: Option<String>,
+    /// What the environment says of discovery if the file does not.
+    pub discovery: DiscoveryEnv,
 }
 
 impl Config {
@@ -159,7 +168,12 @@ impl Config {
             .collect();
         check_models(&models, &report);
 
-        let workers = worker_source(&mut root, directory, &models, &report);
+        let event_plane =
+            EventPlaneConfig::read(root.section("event_plane"), &overrides.discovery, &report);
+        let workers = worker_source(&mut root, directory, &models, overrides, &report);
+        if models.is_empty() && !matches!(workers, WorkerSource::Discovery(_)) {
+            report.add("models", "is missing: at least one model");
+        }
         root.end();
         let config = feed_listen.zip(status_listen).map(|(feed_listen, status_listen)| Self {
             feed_listen,
@@ -172,6 +186,7 @@ impl Config {
             sync_deadline: deadline.map_or(SYNC_DEADLINE_DEFAULT, Duration::from_millis),
             log: overrides.log.or(format).unwrap_or_default(),
             cache_directory: cache_directory.or_else(|| overrides.cache_directory.clone()),
+            event_plane,
         });
         report.finish(config)?.ok_or_else(|| Mistakes::one("", "no address to listen on"))
     }
@@ -274,9 +289,6 @@ fn model(
 }
 
 fn check_models(models: &[ModelConfig], report: &Report) {
-    if models.is_empty() {
-        report.add("models", "is missing: at least one model");
-    }
     if models.len() > CARD_MODELS_MAX {
         report.add("models", format!("at most {CARD_MODELS_MAX}, are {}", models.len()));
     }
@@ -294,21 +306,33 @@ fn worker_source(
     root: &mut Section<'_>,
     directory: &Path,
     models: &[ModelConfig],
+    overrides: &Overrides,
     report: &Report,
 ) -> WorkerSource {
-    let file = root.text("workers_file");
-    let inline = root.has("workers");
-    match (file, inline) {
-        (Some(_), true) => {
-            report.add("workers", "either workers or workers_file, not both");
-            root.take("workers");
-            WorkerSource::Inline(WorkerList::default())
+    const WAYS: [&str; 3] = ["workers", "workers_file", "discovery"];
+    let none = WorkerSource::Inline(WorkerList::default());
+    let env = &overrides.discovery;
+    let given: Vec<&str> = WAYS.into_iter().filter(|way| root.has(way)).collect();
+    match given.as_slice() {
+        ["workers_file"] => match root.text("workers_file") {
+            Some(file) => WorkerSource::File(directory.join(file)),
+            None => none,
+        },
+        ["workers"] => WorkerSource::Inline(WorkerList::read(root, models, report)),
+        [] if env.backend.is_none() => {
+            root.mistake("workers_file", "is missing: give workers_file, workers or discovery");
+            none
         }
-        (Some(file), false) => WorkerSource::File(directory.join(file)),
-        (None, true) => WorkerSource::Inline(WorkerList::read(root, models, report)),
-        (None, false) => {
-            report.add("workers_file", "is missing: give workers_file or workers");
-            WorkerSource::Inline(WorkerList::default())
+        ["discovery"] | [] => {
+            let section = root.section("discovery");
+            DiscoveryConfig::read(section, directory, env).map_or(none, WorkerSource::Discovery)
+        }
+        several => {
+            root.mistake("workers", format!("give one of them: {}", several.join(", ")));
+            for way in WAYS {
+                root.take(way);
+            }
+            none
         }
     }
 }

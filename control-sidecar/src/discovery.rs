@@ -1,4 +1,28 @@
-//! Discovery: which workers there are, from a file that may change.
+//! Discovery: which workers there are, from a list or from a backend.
+//!
+//! ```text
+//! backend ──► listing ──join──► fleet ──► keeper
+//! ```
+//!
+//! Whatever fails, the last fleet stays: a backend that cannot be asked says
+//! nothing about its workers.
+
+#[cfg(test)]
+pub(crate) mod captures;
+pub mod card;
+pub mod cluster;
+pub mod drive;
+pub mod etcd;
+pub mod file;
+pub mod join;
+pub mod kubernetes;
+pub mod listing;
+pub mod pods;
+pub mod probe;
+pub mod record;
+#[cfg(test)]
+pub(crate) mod stand_in;
+pub mod watching;
 
 use std::path::Path;
 
@@ -19,8 +43,15 @@ pub enum ListEvent {
     Refused(String),
 }
 
-/// Tells of the worker list and of its changes until nobody listens.
-pub async fn watch(source: WorkerSource, models: Vec<ModelConfig>, lists: mpsc::Sender<ListEvent>) {
+/// Tells of the workers and of their changes until nobody listens.
+///
+/// - `brokers`: whether events come over ZMQ brokers.
+pub async fn watch(
+    source: WorkerSource,
+    models: Vec<ModelConfig>,
+    brokers: bool,
+    lists: mpsc::Sender<ListEvent>,
+) {
     let path = match source {
         WorkerSource::Inline(list) => {
             // Nobody listens any more: nothing to do.
@@ -29,6 +60,7 @@ pub async fn watch(source: WorkerSource, models: Vec<ModelConfig>, lists: mpsc::
             return;
         }
         WorkerSource::File(path) => path,
+        WorkerSource::Discovery(config) => return drive::run(config, models, brokers, lists).await,
     };
     let mut seen = None;
     while !lists.is_closed() {

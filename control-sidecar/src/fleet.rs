@@ -86,6 +86,9 @@ pub struct ListedRank {
     pub stream: Option<RankStream>,
     /// The name of its instance, for the state page.
     pub name: Option<String>,
+    /// Dynamo's namespace, a generation of workers; `None` without Dynamo.
+    /// Prefill and decode workers of different ones never serve together.
+    pub namespace: Option<String>,
 }
 
 /// Where one rank says what its cache holds.

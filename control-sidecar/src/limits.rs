@@ -148,3 +148,93 @@ pub const FETCH_RETRY_PAUSE: (Duration, Duration) =
 
 /// Attempts to load models that wait for the keeper.
 pub const ATTEMPTS_QUEUED: usize = 8;
+
+// --- discovery -------------------------------------------------------------
+
+/// Longest discovery record, in bytes. etcd and Kubernetes store at most 1.5 MB;
+/// a card takes about 3 KB.
+pub const RECORD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Most discovery records that are kept: about eight for each of the most
+/// workers that a roster holds.
+pub const RECORDS_MAX: usize = 65_536;
+
+/// Most data-parallel ranks of one instance.
+pub const INSTANCE_RANKS_MAX: u32 = 1_024;
+
+/// Most alternatives of what a model card needs, and most parts of one.
+pub const CARD_NEEDS_MAX: usize = 16;
+
+/// Most extra files of a model card that are looked at.
+pub const CARD_EXTRA_FILES_MAX: usize = 64;
+
+/// Most LoRA adapters of a fleet.
+pub const FLEET_ADAPTERS_MAX: usize = 4_096;
+
+/// Most publishers of load of a fleet: two for each of the most workers.
+pub const FLEET_LOAD_STREAMS_MAX: usize = 16_384;
+
+/// Most problems of a fleet that are kept; the rest is one problem that says
+/// how many.
+pub const FLEET_PROBLEMS_MAX: usize = 256;
+
+/// Longest name of what a problem is about, in bytes.
+pub const PROBLEM_NAME_BYTES_MAX: usize = 200;
+
+/// Sights of a backend that wait to be joined.
+pub const SIGHTS_QUEUED_MAX: usize = 4;
+
+/// Time that changes of a backend have to come together before they are told:
+/// a worker that starts writes its records one after the other.
+pub const SIGHT_SETTLES_AFTER: Duration = Duration::from_millis(50);
+
+/// Pause between two looks at Dynamo's file store.
+pub const FILE_STORE_EVERY: Duration = Duration::from_millis(200);
+
+/// Age from which a file of Dynamo's file store counts as left behind: its owner
+/// touches it every few seconds, and any peer may remove it after so long.
+pub const FILE_STORE_EXPIRES_AFTER: Duration = Duration::from_secs(10);
+
+/// First and longest pause before a backend that failed is asked again.
+pub const BACKEND_PAUSE: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Longest wait for a backend's answer to one question.
+pub const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a silent etcd is asked for a sign of life, and how long it has.
+pub const ETCD_KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
+
+/// Keys that etcd is asked for at a time.
+pub const ETCD_PAGE_KEYS: i64 = 500;
+
+/// Longest answer of etcd, in bytes: a page of cards ten times the usual size.
+pub const ETCD_ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Objects that the API server of Kubernetes is asked for at a time.
+pub const KUBERNETES_PAGE_OBJECTS: u32 = 500;
+
+/// Objects of one kind that are kept.
+pub const KUBERNETES_OBJECTS_MAX: usize = 16_384;
+
+/// How long the API server is asked to keep one watch open. It also bounds how
+/// long a connection that has silently died goes unnoticed.
+pub const KUBERNETES_WATCH_FOR: Duration = Duration::from_secs(120);
+
+/// How much longer than asked for a watch may stay open.
+pub const KUBERNETES_WATCH_GRACE: Duration = Duration::from_secs(5);
+
+/// Changes of one kind of objects that wait.
+pub const KUBERNETES_CHANGES_QUEUED_MAX: usize = 64;
+
+/// Time between two looks at what an engine serves: adapters come and go.
+pub const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// Longest time that an engine may take to answer one question.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest answer of an engine, in bytes. A thousand adapters take 300 KB.
+pub const PROBE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Engines that are asked at a time.
+pub const PROBES_MAX: usize = 16;

@@ -16,6 +16,7 @@ use tonic::transport::Server;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
+use crate::config::discovery::{DiscoveryEnv, EventPlaneConfig};
 use crate::config::workers::WorkerList;
 use crate::config::{Config, LogFormat, Overrides, WorkerSource};
 use crate::discovery::{self, read_bounded};
@@ -108,6 +109,7 @@ async fn read_config(arguments: &Arguments) -> Result<Config, Failure> {
         log: arguments.log_format,
         block_size: arguments.block_size.clone(),
         cache_directory: default_cache(),
+        discovery: DiscoveryEnv::from_env(|name| std::env::var(name).ok()),
     };
     let directory = path.parent().unwrap_or(path);
     Config::parse(&text, directory, &overrides).map_err(|mistakes| {
@@ -190,7 +192,8 @@ impl Sidecar {
         let loader = Loader::new(Cache::new(config.cache_directory), attempts);
 
         let (lists, list_queue) = mpsc::channel(1);
-        tasks.spawn(discovery::watch(config.workers, config.models, lists));
+        let brokers = matches!(config.event_plane, EventPlaneConfig::Broker(_));
+        tasks.spawn(discovery::watch(config.workers, config.models, brokers, lists));
 
         let keeper =
             Keeper::new(Arc::clone(&shared), loader, config.sync_deadline, UPDATES_QUEUED_MAX);

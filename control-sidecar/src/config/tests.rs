@@ -91,6 +91,7 @@ fn environment_and_flags_win() {
         log: Some(LogFormat::Json),
         block_size: Some("64".into()),
         cache_directory: Some("/var/cache/warmpath".into()),
+        discovery: DiscoveryEnv::default(),
     };
     let config = Config::parse(GOOD, Path::new(""), &overrides).unwrap();
     assert_eq!((config.feed_listen.port(), config.status_listen.port()), (1, 2));
@@ -138,7 +139,7 @@ fn mistakes_are_named() {
             "models: [{name: a, directory: d, block_size: 16}, {name: b, aliases: [a], directory: d, block_size: 16}]",
             "models[1]: the name \"a\" is used twice",
         ),
-        ("{workers_file: w, workers: []}", "workers: either workers or workers_file"),
+        ("{workers_file: w, workers: []}", "workers: give one of them: workers, workers_file"),
     ];
     for (text, expected) in cases {
         let mistakes = parse(text).unwrap_err().to_string();
@@ -214,7 +215,21 @@ fn ids_of_names_are_dynamos() {
         ("vllm-agg-0-vllmdecodeworker-7f9c4-xk2lp", 2_902_549_419_303_654),
         ("my-pod-sidecar", 8_066_343_618_907_874),
         ("", 121_655_548_788_207),
+        ("worker-0", 1_186_445_869_714_687),
+        ("worker-1", 6_167_992_384_364_830),
+        ("dynamo-vllm-decode-7c9f6d5b8-abcde", 2_316_720_582_735_295),
+        ("dynamo-vllm-decode-7c9f6d5b8-abcde-sidecar", 6_680_966_591_832_445),
+        ("tiny-prefill-0", 6_917_097_255_046_897),
     ] {
         assert_eq!(id_of_name(name), WorkerId(id), "{name}");
+    }
+    // As releases without the mask have it.
+    for (name, id) in [
+        ("pod-0", 0x496b_caa6_dcfc_466d),
+        ("worker-a", 0x7d01_0101_78b5_8853),
+        ("worker-b", 0xeecd_180b_adee_6d5b),
+        ("", 0x3040_6ea5_23c5_3def),
+    ] {
+        assert_eq!(discovery::IdBits::Whole.id_of(name), WorkerId(id), "{name}");
     }
 }

@@ -28,10 +28,16 @@ const DP_SIZE_MAX: u64 = 1_024;
 /// and 0xff), the low 53 bits.
 #[must_use]
 pub fn id_of_name(name: &str) -> WorkerId {
+    WorkerId(raw_id_of_name(name) & ID_MASK)
+}
+
+/// All 64 bits of [`id_of_name`], which were the id in older releases.
+#[must_use]
+pub fn raw_id_of_name(name: &str) -> u64 {
     let mut hasher = SipHasher13::new();
     hasher.write(name.as_bytes());
     hasher.write_u8(0xff);
-    WorkerId(hasher.finish() & ID_MASK)
+    hasher.finish()
 }
 
 /// All workers, a rank each.
@@ -140,6 +146,7 @@ fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Vec<L
                 })
             }),
             name: name.clone(),
+            namespace: None,
         })
         .collect();
     Some(ranks)
