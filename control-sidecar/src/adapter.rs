@@ -22,6 +22,7 @@
 pub mod fields;
 pub mod keys;
 pub mod msgpack;
+pub mod plane;
 pub mod sglang;
 pub mod vllm;
 
@@ -289,4 +290,4 @@ fn finish(engine: Engine, fields: &Fields<'_>, batch: &mut Batch) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

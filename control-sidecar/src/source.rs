@@ -4,6 +4,7 @@
 //! messages into order, `zmq` drives both for one rank and hands decoded events
 //! on.
 
+pub mod plane;
 pub mod sequence;
 pub mod zmq;
 pub mod zmtp;

@@ -1,0 +1,4 @@
+//! Plane
+pub mod cursor;
+pub mod recovery;
+pub mod request;
