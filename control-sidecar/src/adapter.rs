@@ -20,6 +20,7 @@
 //!    reported as held.
 
 pub mod fields;
+pub mod gauges;
 pub mod keys;
 pub mod msgpack;
 pub mod plane;

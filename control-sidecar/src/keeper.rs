@@ -9,7 +9,7 @@
 //!   its first replay, or the deadline has passed. Before that no filter is told
 //!   to take the index over, so a restart of the sidecar costs no hits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -24,13 +24,15 @@ use warmpath_core::limits::FRAME_BODY_BYTES_MAX;
 use warmpath_core::roster::Parity;
 
 use crate::discovery::ListEvent;
-use crate::fleet::{Fleet, ListedRank, RankStream};
-use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
+use crate::fleet::{Fleet, ListedRank, LoadStream, RankLoad, RankStream};
+use crate::limits::{FLUSH_AFTER, LOAD_STREAMS_MAX, ROSTER_AFTER};
 use crate::metrics::Metrics;
 use crate::publish::service::Shared;
+use crate::source::load::follow_load;
+use crate::source::plane::{PlaneSpec, follow_plane};
 use crate::source::sequence::Loss;
 use crate::source::zmq::{StreamSpec, follow};
-use crate::source::{SharedView, Update, View, new_view};
+use crate::source::{SharedView, Transports, Update, View, new_view};
 use crate::state::State;
 use crate::state::counts::Counts;
 use crate::state::rank::Held;
@@ -83,6 +85,8 @@ pub struct RankReport {
     pub counts: Counts,
     /// Its stream, if it publishes.
     pub view: Option<View>,
+    /// How busy it is, as far as it has said.
+    pub load: RankLoad,
 }
 
 /// How things stand.
@@ -130,6 +134,16 @@ impl Drop for Followed {
     }
 }
 
+/// A load stream's task, which ends when the stream leaves the list.
+#[derive(Debug)]
+struct LoadTask(AbortHandle);
+
+impl Drop for LoadTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Owns the state.
 #[derive(Debug)]
 pub struct Keeper {
@@ -138,7 +152,11 @@ pub struct Keeper {
     metrics: Arc<Metrics>,
     updates_in: mpsc::Sender<Update>,
     updates: mpsc::Receiver<Update>,
+    transports: Transports,
     followed: BTreeMap<u16, Followed>,
+    /// How busy each listed rank is.
+    loads: BTreeMap<Worker, RankLoad>,
+    load_tasks: HashMap<LoadStream, LoadTask>,
     cards: Option<Arc<Cards>>,
     has_list: bool,
     list_error: Option<String>,
@@ -151,9 +169,15 @@ pub struct Keeper {
 impl Keeper {
     /// Knows nothing yet.
     ///
+    /// - `transports`: what streams of the event plane share.
     /// - `sync_deadline`: how long the first synchronisation may take.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, sync_deadline: Duration, updates_max: usize) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        transports: Transports,
+        sync_deadline: Duration,
+        updates_max: usize,
+    ) -> Self {
         let (updates_in, updates) = mpsc::channel(updates_max);
         Self {
             state: State::new(),
@@ -161,7 +185,10 @@ impl Keeper {
             shared,
             updates_in,
             updates,
+            transports,
             followed: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            load_tasks: HashMap::new(),
             cards: None,
             has_list: false,
             list_error: None,
@@ -310,7 +337,13 @@ impl Keeper {
                     self.state.replace(slot, &events);
                 }
             }
-            Update::Load(..) => {}
+            Update::Load(worker, load) => {
+                if let Some(known) = self.loads.get_mut(&worker) {
+                    known.merge(&load);
+                } else {
+                    self.metrics.load_dropped("not_listed");
+                }
+            }
             Update::Clear(slot, loss) => {
                 if let Some(followed) = self.followed.get_mut(&slot.0) {
                     followed.last_loss = Some(loss);
@@ -368,9 +401,14 @@ impl Keeper {
     fn take_list(&mut self, list: Fleet) {
         let specs: Vec<_> = list.ranks.iter().map(|rank| rank.spec.clone()).collect();
         let changes = self.state.set_workers(&specs);
-        for (_, slot) in &changes.removed {
+        for (worker, slot) in &changes.removed {
             self.followed.remove(&slot.0);
+            self.loads.remove(worker);
         }
+        for (worker, _) in &changes.added {
+            self.loads.insert(*worker, RankLoad::default());
+        }
+        self.follow_loads(list.load_streams);
         let mut slots: BTreeMap<Worker, WorkerSlot> = changes.added.iter().copied().collect();
         let known: BTreeMap<Worker, WorkerSlot> =
             self.state.tracked().map(|tracked| (tracked.spec.worker, tracked.slot)).collect();
@@ -406,6 +444,28 @@ impl Keeper {
         self.roster_at = Some(Instant::now());
     }
 
+    /// Follows the load streams of a new list, and no others any more.
+    fn follow_loads(&mut self, streams: Vec<LoadStream>) {
+        let mut before = core::mem::take(&mut self.load_tasks);
+        for stream in streams {
+            if self.load_tasks.len() >= LOAD_STREAMS_MAX {
+                warn!("there are too many load streams; the last are left out");
+                self.metrics.load_dropped("too_many_streams");
+                break;
+            }
+            let task = before.remove(&stream).unwrap_or_else(|| {
+                let work = follow_load(
+                    stream.clone(),
+                    Arc::clone(&self.transports.hub),
+                    self.updates_in.clone(),
+                    Arc::clone(&self.metrics),
+                );
+                LoadTask(tokio::spawn(work).abort_handle())
+            });
+            self.load_tasks.insert(stream, task);
+        }
+    }
+
     fn follow(&self, slot: WorkerSlot, listed: ListedRank) -> Followed {
         let mut followed = Followed {
             view: None,
@@ -427,6 +487,19 @@ impl Keeper {
             };
             let work =
                 follow(spec, self.updates_in.clone(), Arc::clone(&view), Arc::clone(&self.metrics));
+            followed.task = Some(tokio::spawn(work).abort_handle());
+            followed.view = Some(view);
+        }
+        if let Some(RankStream::Plane(stream)) = &followed.listed.stream {
+            let view = new_view();
+            let worker = followed.listed.spec.worker;
+            let work = follow_plane(
+                PlaneSpec { worker, slot, stream: stream.clone() },
+                self.transports.clone(),
+                self.updates_in.clone(),
+                Arc::clone(&view),
+                Arc::clone(&self.metrics),
+            );
             followed.task = Some(tokio::spawn(work).abort_handle());
             followed.view = Some(view);
         }
@@ -453,6 +526,7 @@ impl Keeper {
                         .view
                         .as_ref()
                         .map(|view| *view.lock().unwrap_or_else(PoisonError::into_inner)),
+                    load: self.loads.get(&tracked.spec.worker).copied().unwrap_or_default(),
                 })
             })
             .collect();

@@ -1,6 +1,6 @@
 //! Run: puts the parts together, starts them and stops them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,10 +25,15 @@ use crate::metrics::Metrics;
 use crate::model::{self, cache::Cache};
 use crate::publish::log::FeedLog;
 use crate::publish::service::{FeedServer, Shared};
+use crate::source::Transports;
+use crate::source::plane::hub::EventPlane;
 use crate::status;
 
 /// Questions that wait for the keeper.
 const QUESTIONS_QUEUED: usize = 64;
+
+/// Where Dynamo's workers call back with their history: any port.
+const CALLBACK_LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 
 /// How long the parts may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -198,7 +203,10 @@ impl Sidecar {
         let (lists, list_queue) = mpsc::channel(1);
         tasks.spawn(discovery::watch(config.workers, config.models, lists));
 
-        let keeper = Keeper::new(Arc::clone(&shared), config.sync_deadline, UPDATES_QUEUED_MAX);
+        let transports =
+            Transports::start(EventPlane::Zmq, CALLBACK_LISTEN, None, &shared.metrics).await?;
+        let keeper =
+            Keeper::new(Arc::clone(&shared), transports, config.sync_deadline, UPDATES_QUEUED_MAX);
         tasks.spawn(keeper.run(Inputs {
             lists: list_queue,
             cards: cards_loaded,
