@@ -20,8 +20,10 @@
 //!    reported as held.
 
 pub mod fields;
+pub mod gauges;
 pub mod keys;
 pub mod msgpack;
+pub mod plane;
 pub mod sglang;
 pub mod vllm;
 
@@ -289,4 +291,4 @@ fn finish(engine: Engine, fields: &Fields<'_>, batch: &mut Batch) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

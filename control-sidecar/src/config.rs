@@ -22,7 +22,7 @@ use std::time::Duration;
 use serde_json::Value;
 use warmpath_core::limits::{CARD_ALIASES_MAX, CARD_MODELS_MAX, CARD_NAME_BYTES_MAX};
 
-use discovery::{DiscoveryConfig, DiscoveryEnv, EventPlaneConfig};
+use discovery::{DiscoveryConfig, DiscoveryEnv, EventPlane};
 use fields::{Mistakes, Report, Section};
 use workers::WorkerList;
 
@@ -104,7 +104,20 @@ pub struct Config {
     /// Where compiled tokenizers are kept; `None` for nowhere.
     pub cache_directory: Option<PathBuf>,
     /// What carries the events of Dynamo's workers.
-    pub event_plane: EventPlaneConfig,
+    pub event_plane: EventPlane,
+    /// Where Dynamo's workers answer when they are asked for their history.
+    pub recovery: RecoveryConfig,
+}
+
+/// Where Dynamo's workers answer when they are asked for their history: they
+/// call back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryConfig {
+    /// Where their calls are taken; port 0 for any.
+    pub listen: SocketAddr,
+    /// `host:port` that they are told to call; `None` for the address by which
+    /// each is reached from here.
+    pub advertise: Option<String>,
 }
 
 /// What environment and flags say; they win over the file.
@@ -169,13 +182,23 @@ impl Config {
         check_models(&models, &report);
 
         let event_plane =
-            EventPlaneConfig::read(root.section("event_plane"), &overrides.discovery, &report);
+            EventPlane::read(root.section("event_plane"), &overrides.discovery, &report);
         let workers = worker_source(&mut root, directory, &models, overrides, &report);
+        // Workers of a cluster are on other hosts.
+        let default = match &workers {
+            WorkerSource::Discovery(config) if config.is_cluster() => "0.0.0.0:0",
+            _ => "127.0.0.1:0",
+        };
+        let mut section = root.section("recovery");
+        let recovery_listen = listen(&mut section, None, default);
+        let recovery_advertise = section.text("advertise");
+        section.end();
         if models.is_empty() && !matches!(workers, WorkerSource::Discovery(_)) {
             report.add("models", "is missing: at least one model");
         }
         root.end();
-        let config = feed_listen.zip(status_listen).map(|(feed_listen, status_listen)| Self {
+        let addresses = feed_listen.zip(status_listen).zip(recovery_listen);
+        let config = addresses.map(|((feed_listen, status_listen), recovery_listen)| Self {
             feed_listen,
             retained_bytes: retained_bytes
                 .and_then(|bytes| usize::try_from(bytes).ok())
@@ -187,6 +210,7 @@ impl Config {
             log: overrides.log.or(format).unwrap_or_default(),
             cache_directory: cache_directory.or_else(|| overrides.cache_directory.clone()),
             event_plane,
+            recovery: RecoveryConfig { listen: recovery_listen, advertise: recovery_advertise },
         });
         report.finish(config)?.ok_or_else(|| Mistakes::one("", "no address to listen on"))
     }

@@ -166,7 +166,7 @@ pub struct AdapterSpec {
 }
 
 /// Where workers say how busy they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LoadStream {
     /// What is said there.
     pub kind: LoadKind,
@@ -178,7 +178,7 @@ pub struct LoadStream {
 }
 
 /// The ways in which workers say how busy they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum LoadKind {
     /// Dynamo's topic `kv_metrics`.
     KvMetrics(PlanePublisher),
@@ -191,7 +191,7 @@ pub enum LoadKind {
 }
 
 /// A publisher on Dynamo's event plane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PlanePublisher {
     /// The publisher's id; messages of others on the channel are not its.
     pub publisher: Option<u64>,
@@ -226,4 +226,20 @@ pub struct RankLoad {
     pub cache_usage: Option<f64>,
     /// Blocks that the cache holds.
     pub total_kv_blocks: Option<u64>,
+}
+
+impl RankLoad {
+    /// Takes over what `newer` says, and leaves what it does not.
+    pub fn merge(&mut self, newer: &Self) {
+        fn take<T: Copy>(old: &mut Option<T>, newer: Option<T>) {
+            *old = newer.or(*old);
+        }
+        take(&mut self.kv_used_blocks, newer.kv_used_blocks);
+        take(&mut self.active_decode_blocks, newer.active_decode_blocks);
+        take(&mut self.active_prefill_tokens, newer.active_prefill_tokens);
+        take(&mut self.running, newer.running);
+        take(&mut self.waiting, newer.waiting);
+        take(&mut self.cache_usage, newer.cache_usage);
+        take(&mut self.total_kv_blocks, newer.total_kv_blocks);
+    }
 }

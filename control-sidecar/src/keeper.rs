@@ -13,7 +13,7 @@
 //!   or the deadline, neither cards nor rosters are written: filters keep what an
 //!   earlier life of the sidecar has told them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -26,18 +26,21 @@ use warmpath_core::frame::Kind;
 use warmpath_core::ids::{SequenceHash, Worker, WorkerSlot};
 use warmpath_core::limits::FRAME_BODY_BYTES_MAX;
 use warmpath_core::roster::Parity;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::discovery::ListEvent;
-use crate::fleet::{Fleet, ListedRank, Problem, RankStream};
-use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
+use crate::fleet::{Fleet, ListedRank, LoadStream, Problem, RankLoad, RankStream};
+use crate::limits::{FLUSH_AFTER, LOAD_STREAMS_MAX, ROSTER_AFTER};
 use crate::metrics::Metrics;
 use crate::model::LoadedModel;
 use crate::model::catalog::{Catalog, Progress};
 use crate::model::loader::{Attempt, Loader};
 use crate::publish::service::Shared;
+use crate::source::load::follow_load;
+use crate::source::plane::{PlaneSpec, follow_plane};
 use crate::source::sequence::Loss;
 use crate::source::zmq::{StreamSpec, follow};
-use crate::source::{SharedView, Update, View, new_view};
+use crate::source::{SharedView, Transports, Update, View, new_view};
 use crate::state::State;
 use crate::state::counts::Counts;
 use crate::state::rank::Held;
@@ -92,6 +95,8 @@ pub struct RankReport {
     pub counts: Counts,
     /// Its stream, if it publishes.
     pub view: Option<View>,
+    /// How busy it is, as far as it has said.
+    pub load: RankLoad,
 }
 
 /// How things stand.
@@ -144,6 +149,16 @@ impl Drop for Followed {
     }
 }
 
+/// A load stream's task, which ends when the stream leaves the list.
+#[derive(Debug)]
+struct LoadTask(AbortHandle);
+
+impl Drop for LoadTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Owns the state.
 #[derive(Debug)]
 pub struct Keeper {
@@ -152,6 +167,7 @@ pub struct Keeper {
     metrics: Arc<Metrics>,
     updates_in: mpsc::Sender<Update>,
     updates: mpsc::Receiver<Update>,
+    transports: Transports,
     followed: BTreeMap<u16, Followed>,
     loader: Loader,
     catalog: Catalog,
@@ -160,6 +176,9 @@ pub struct Keeper {
     cards: Arc<Cards>,
     cards_changed: bool,
     problems: Vec<Problem>,
+    /// How busy each listed rank is.
+    loads: BTreeMap<Worker, RankLoad>,
+    load_tasks: HashMap<LoadStream, LoadTask>,
     has_list: bool,
     has_published: bool,
     list_error: Option<String>,
@@ -172,10 +191,12 @@ pub struct Keeper {
 impl Keeper {
     /// Knows nothing yet.
     ///
+    /// - `transports`: what streams of the event plane share.
     /// - `sync_deadline`: how long the first synchronisation may take.
     #[must_use]
     pub fn new(
         shared: Arc<Shared>,
+        transports: Transports,
         loader: Loader,
         sync_deadline: Duration,
         updates_max: usize,
@@ -187,6 +208,7 @@ impl Keeper {
             shared,
             updates_in,
             updates,
+            transports,
             followed: BTreeMap::new(),
             loader,
             catalog: Catalog::default(),
@@ -194,6 +216,8 @@ impl Keeper {
             cards: Arc::default(),
             cards_changed: false,
             problems: Vec::new(),
+            loads: BTreeMap::new(),
+            load_tasks: HashMap::new(),
             has_list: false,
             has_published: false,
             list_error: None,
@@ -349,7 +373,13 @@ impl Keeper {
                     self.state.replace(slot, &events);
                 }
             }
-            Update::Load(..) => {}
+            Update::Load(worker, load) => {
+                if let Some(known) = self.loads.get_mut(&worker) {
+                    known.merge(&load);
+                } else {
+                    self.metrics.load_dropped("not_listed");
+                }
+            }
             Update::Clear(slot, loss) => {
                 if let Some(followed) = self.followed.get_mut(&slot.0) {
                     followed.last_loss = Some(loss);
@@ -442,12 +472,18 @@ impl Keeper {
 
     fn take_fleet(&mut self, mut fleet: Fleet) {
         self.take_models(&mut fleet);
+        self.state.set_adapters(fleet.adapters);
         self.problems = fleet.problems;
         let specs: Vec<_> = fleet.ranks.iter().map(|rank| rank.spec.clone()).collect();
         let changes = self.state.set_workers(&specs);
-        for (_, slot) in &changes.removed {
+        for (worker, slot) in &changes.removed {
             self.followed.remove(&slot.0);
+            self.loads.remove(worker);
         }
+        for (worker, _) in &changes.added {
+            self.loads.insert(*worker, RankLoad::default());
+        }
+        self.follow_loads(fleet.load_streams);
         let mut slots: BTreeMap<Worker, WorkerSlot> = changes.added.iter().copied().collect();
         let known: BTreeMap<Worker, WorkerSlot> =
             self.state.tracked().map(|tracked| (tracked.spec.worker, tracked.slot)).collect();
@@ -511,8 +547,36 @@ impl Keeper {
         fleet.ranks.retain_mut(|rank| {
             let number = number_of(rank.spec.model);
             rank.spec.model = number.unwrap_or(rank.spec.model);
+            rank.spec.namespace = rank.namespace.as_deref().map_or(0, namespace_number);
             number.is_some()
         });
+        fleet.adapters.retain_mut(|adapter| {
+            let number = number_of(adapter.model);
+            adapter.model = number.unwrap_or(adapter.model);
+            number.is_some()
+        });
+    }
+
+    /// Follows the load streams of a new list, and no others any more.
+    fn follow_loads(&mut self, streams: Vec<LoadStream>) {
+        let mut before = core::mem::take(&mut self.load_tasks);
+        for stream in streams {
+            if self.load_tasks.len() >= LOAD_STREAMS_MAX {
+                warn!("there are too many load streams; the last are left out");
+                self.metrics.load_dropped("too_many_streams");
+                break;
+            }
+            let task = before.remove(&stream).unwrap_or_else(|| {
+                let work = follow_load(
+                    stream.clone(),
+                    Arc::clone(&self.transports.hub),
+                    self.updates_in.clone(),
+                    Arc::clone(&self.metrics),
+                );
+                LoadTask(tokio::spawn(work).abort_handle())
+            });
+            self.load_tasks.insert(stream, task);
+        }
     }
 
     fn follow(&self, slot: WorkerSlot, listed: ListedRank) -> Followed {
@@ -540,6 +604,19 @@ impl Keeper {
             followed.task = Some(tokio::spawn(work).abort_handle());
             followed.view = Some(view);
         }
+        if let Some(RankStream::Plane(stream)) = &followed.listed.stream {
+            let view = new_view();
+            let worker = followed.listed.spec.worker;
+            let work = follow_plane(
+                PlaneSpec { worker, slot, stream: stream.clone() },
+                self.transports.clone(),
+                self.updates_in.clone(),
+                Arc::clone(&view),
+                Arc::clone(&self.metrics),
+            );
+            followed.task = Some(tokio::spawn(work).abort_handle());
+            followed.view = Some(view);
+        }
         followed
     }
 
@@ -564,6 +641,7 @@ impl Keeper {
                         .view
                         .as_ref()
                         .map(|view| *view.lock().unwrap_or_else(PoisonError::into_inner)),
+                    load: self.loads.get(&tracked.spec.worker).copied().unwrap_or_default(),
                 })
             })
             .collect();
@@ -614,4 +692,10 @@ impl Keeper {
         }
         reasons
     }
+}
+
+/// A number for a namespace, not 0. Only whether two are the same counts.
+fn namespace_number(namespace: &str) -> u32 {
+    let hash = xxh3_64(namespace.as_bytes());
+    u32::try_from(hash >> 32).unwrap_or(u32::MAX).max(1)
 }

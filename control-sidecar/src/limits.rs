@@ -238,3 +238,82 @@ pub const PROBE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Engines that are asked at a time.
 pub const PROBES_MAX: usize = 16;
+// --- event plane -----------------------------------------------------------
+
+/// Events of one rank held back while its history is asked for. Workers keep
+/// as many to answer from.
+pub const PLANE_EVENTS_HELD_MAX: usize = 1_024;
+
+/// Queries for history that are tried again before a rank is followed live
+/// only.
+pub const RECOVERY_RETRIES_MAX: u32 = 8;
+
+/// Pause before the first of them, doubled with each.
+pub const RECOVERY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Longest wait before a rank's first query, so that a fleet that appears at
+/// once does not ask at once.
+pub const RECOVERY_JITTER: Duration = Duration::from_millis(3);
+
+/// Longest query for history, with its answer.
+pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Queries at a time.
+pub const RECOVERY_QUERIES_MAX: usize = 16;
+
+/// Connections that call back and have not yet said for which query.
+pub const RECOVERY_CALLBACKS_MAX: usize = 64;
+
+/// How long such a connection has to say so.
+pub const RECOVERY_CALLBACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest header of a frame of an answer, in bytes.
+pub const RECOVERY_HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest body of a frame of an answer, in bytes: about a million blocks.
+pub const RECOVERY_BODY_BYTES_MAX: usize = 96 * 1024 * 1024;
+
+/// Longest answer, all frames together, in bytes.
+pub const RECOVERY_ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Most frames of one answer. There are five.
+pub const RECOVERY_FRAMES_MAX: usize = 64;
+
+/// Most events of one answer. A dump has one for each run of blocks.
+pub const RECOVERY_EVENTS_MAX: usize = 1 << 20;
+
+/// How long a rank that is followed live only waits before it asks again.
+pub const RECOVERY_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// Most steps of requests in one message of a router. Routers send 256.
+pub const SEQUENCE_EVENTS_MAX: usize = 4_096;
+
+/// Messages of one publisher on a shared subject that wait for its rank. More
+/// are dropped, which shows as a gap and is repaired.
+pub const PLANE_MESSAGES_QUEUED: usize = 1_024;
+
+/// Bytes of such messages.
+pub const PLANE_BYTES_QUEUED: usize = 16 * 1024 * 1024;
+
+/// Messages of one subject that the NATS client holds for us.
+pub const NATS_MESSAGES_QUEUED: usize = 65_536;
+
+/// Messages remembered to know those that come from a second broker.
+pub const BROKER_MESSAGES_REMEMBERED: usize = 100_000;
+
+// --- load ------------------------------------------------------------------
+
+/// Streams of load followed. Three for each rank of the largest roster.
+pub const LOAD_STREAMS_MAX: usize = 3 * warmpath_core::limits::ROSTER_WORKERS_MAX;
+
+/// Ranks that one stream of load may speak of.
+pub const LOAD_RANKS_MAX: usize = 4_096;
+
+/// Shortest time between two accounts of one rank's load.
+pub const LOAD_EVERY: Duration = Duration::from_millis(100);
+
+/// Pause between two looks at a page for Prometheus, and the longest look.
+pub const SCRAPE_EVERY: Duration = Duration::from_secs(1);
+
+/// Longest page for Prometheus, in bytes.
+pub const SCRAPE_BYTES_MAX: usize = 8 * 1024 * 1024;

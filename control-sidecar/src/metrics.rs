@@ -31,6 +31,12 @@ pub struct Metrics {
     skipped: Reasons,
     messages_malformed: Counter,
     other_rank: Counter,
+    plane_dropped: Reasons,
+    plane_evicted: Counter,
+    callbacks_refused: Reasons,
+    sequence_events: Reasons,
+    load_dropped: Reasons,
+    scrape_failures: Reasons,
     notices: Reasons,
     stored: Counter,
     removed: Counter,
@@ -75,6 +81,12 @@ impl Metrics {
             skipped, "events_skipped", "Events passed over by the decoder, by reason";
             messages_malformed, "messages_malformed", "Messages of publishers without a number";
             other_rank, "batches_of_other_rank", "Batches refused because they name another rank";
+            plane_dropped, "plane_messages_dropped", "Messages of the event plane dropped, by reason";
+            plane_evicted, "plane_events_evicted", "Events given up while history was asked for, because too many waited";
+            callbacks_refused, "recovery_callbacks_refused", "Connections to the recovery listener that were refused, by reason";
+            sequence_events, "sequence_events", "Steps of requests that routers have said, by kind";
+            load_dropped, "load_messages_dropped", "Accounts of load dropped, by reason";
+            scrape_failures, "load_scrape_failures", "Pages for Prometheus that could not be had, by reason";
             notices, "events_not_indexed", "Events or pages that are not in the index, by reason";
             stored, "blocks_stored", "Blocks that became held";
             removed, "blocks_removed", "Blocks that ceased to be held";
@@ -150,6 +162,36 @@ impl Metrics {
     /// A model's files could not be had.
     pub fn model_not_loaded(&self, word: &'static str) {
         self.models_not_loaded.get_or_create(&reason(word)).inc();
+    }
+
+    /// A message of the event plane was dropped.
+    pub fn plane_dropped(&self, word: &'static str) {
+        self.plane_dropped.get_or_create(&reason(word)).inc();
+    }
+
+    /// Events were given up while history was asked for.
+    pub fn plane_evicted(&self, events: u64) {
+        self.plane_evicted.inc_by(events);
+    }
+
+    /// A connection to the recovery listener was refused.
+    pub fn callback_refused(&self, word: &'static str) {
+        self.callbacks_refused.get_or_create(&reason(word)).inc();
+    }
+
+    /// A router or worker has said a step of a request.
+    pub fn sequence_event(&self, kind: &'static str) {
+        self.sequence_events.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    /// An account of load was dropped.
+    pub fn load_dropped(&self, word: &'static str) {
+        self.load_dropped.get_or_create(&reason(word)).inc();
+    }
+
+    /// A page for Prometheus could not be had.
+    pub fn scrape_failed(&self, word: &'static str) {
+        self.scrape_failures.get_or_create(&reason(word)).inc();
     }
 
     /// A worker list was refused.

@@ -16,9 +16,9 @@ use tonic::transport::Server;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::discovery::{DiscoveryEnv, EventPlaneConfig};
+use crate::config::discovery::{DiscoveryEnv, EventPlane};
 use crate::config::workers::WorkerList;
-use crate::config::{Config, LogFormat, Overrides, WorkerSource};
+use crate::config::{Config, LogFormat, Overrides, RecoveryConfig, WorkerSource};
 use crate::discovery::{self, read_bounded};
 use crate::keeper::{Inputs, Keeper};
 use crate::limits::{ATTEMPTS_QUEUED, UPDATES_QUEUED_MAX};
@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::model::{cache::Cache, loader::Loader};
 use crate::publish::log::FeedLog;
 use crate::publish::service::{FeedServer, Shared};
+use crate::source::Transports;
 use crate::status;
 
 /// Questions that wait for the keeper.
@@ -192,11 +193,19 @@ impl Sidecar {
         let loader = Loader::new(Cache::new(config.cache_directory), attempts);
 
         let (lists, list_queue) = mpsc::channel(1);
-        let brokers = matches!(config.event_plane, EventPlaneConfig::Broker(_));
+        let brokers = matches!(config.event_plane, EventPlane::Broker(_));
         tasks.spawn(discovery::watch(config.workers, config.models, brokers, lists));
 
-        let keeper =
-            Keeper::new(Arc::clone(&shared), loader, config.sync_deadline, UPDATES_QUEUED_MAX);
+        let RecoveryConfig { listen, advertise } = config.recovery;
+        let transports =
+            Transports::start(config.event_plane, listen, advertise, &shared.metrics).await?;
+        let keeper = Keeper::new(
+            Arc::clone(&shared),
+            transports,
+            loader,
+            config.sync_deadline,
+            UPDATES_QUEUED_MAX,
+        );
         tasks.spawn(keeper.run(Inputs {
             lists: list_queue,
             attempts: attempt_queue,

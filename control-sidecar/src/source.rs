@@ -2,18 +2,27 @@
 //!
 //! First stage of the feed path. `zmtp` speaks the transport, `sequence` puts
 //! messages into order, `zmq` drives both for one rank and hands decoded events
-//! on.
+//! on. `plane` does the same for Dynamo's event plane, and `load` takes in how
+//! busy ranks are, from wherever they say it.
 
+pub mod load;
+pub mod plane;
 pub mod sequence;
 pub mod zmq;
 pub mod zmtp;
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use warmpath_core::event::KvEvent;
 use warmpath_core::ids::{Worker, WorkerSlot};
 
+use crate::config::discovery::EventPlane;
 use crate::fleet::RankLoad;
+use crate::metrics::Metrics;
+use plane::hub::Hub;
+use plane::recovery::Recovery;
 use sequence::{Loss, Sequencer, Standing};
 
 /// What a stream tells the state.
@@ -49,6 +58,36 @@ pub struct View {
     pub duplicates: u64,
     /// Last failure to connect or to stay connected.
     pub failure: Option<&'static str>,
+}
+
+/// What streams of the event plane share.
+#[derive(Clone, Debug)]
+pub struct Transports {
+    /// Gives out subscriptions.
+    pub hub: Arc<Hub>,
+    /// Asks workers for their ranks' history.
+    pub recovery: Arc<Recovery>,
+}
+
+impl Transports {
+    /// Starts to listen for workers that call back; connects to nothing yet.
+    ///
+    /// - `plane`: what carries subjects.
+    /// - `listen` and `advertised`: as in [`Recovery::bind`].
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub async fn start(
+        plane: EventPlane,
+        listen: SocketAddr,
+        advertised: Option<String>,
+        metrics: &Arc<Metrics>,
+    ) -> io::Result<Self> {
+        let recovery = Recovery::bind(listen, advertised, Arc::clone(metrics)).await?;
+        let hub = Hub::new(plane, Arc::clone(metrics));
+        Ok(Self { hub: Arc::new(hub), recovery: Arc::new(recovery) })
+    }
 }
 
 /// A view that its stream keeps up to date.

@@ -32,10 +32,11 @@ use std::sync::Arc;
 
 use warmpath_core::event::KvEvent;
 use warmpath_core::hash::BlockShape;
-use warmpath_core::ids::{Worker, WorkerSlot};
+use warmpath_core::ids::{Worker, WorkerId, WorkerSlot};
 use warmpath_core::limits::ROSTER_WORKERS_MAX;
-use warmpath_core::roster::{Parity, Role, Roster, RosterWorker};
+use warmpath_core::roster::{Adapter, Parity, Role, Roster, RosterWorker};
 
+use crate::fleet::AdapterSpec;
 use counts::Counts;
 use outbox::Outbox;
 use rank::{Held, Rank};
@@ -64,6 +65,8 @@ pub struct RankSpec {
     /// Tells lives of the rank apart where discovery can: from a pod's uid, a
     /// publisher's id, a lease. 0 where it cannot.
     pub incarnation: u64,
+    /// Stands for its Dynamo namespace; 0 without Dynamo.
+    pub namespace: u32,
 }
 
 impl RankSpec {
@@ -76,6 +79,7 @@ impl RankSpec {
             && self.small_pages == other.small_pages
             && self.has_events == other.has_events
             && self.incarnation == other.incarnation
+            && self.namespace == other.namespace
     }
 }
 
@@ -110,6 +114,7 @@ pub struct State {
     by_slot: BTreeMap<u16, Worker>,
     slots: Slots,
     outbox: Outbox,
+    adapters: Vec<AdapterSpec>,
     roster_changed: bool,
     /// Counts of ranks that went.
     past: Counts,
@@ -262,12 +267,34 @@ impl State {
                 model: spec.model,
                 role: spec.role,
                 parity: if spec.has_events { rank.parity() } else { Parity::Blind },
-                namespace: 0,
+                namespace: spec.namespace,
                 endpoint: spec.endpoint.clone(),
                 total_kv_blocks: spec.total_kv_blocks,
             })
             .collect();
-        Roster { workers, adapters: Vec::new() }
+        let mut roster = Roster { workers, adapters: self.adapters() };
+        roster.fit();
+        roster
+    }
+
+    fn adapters(&self) -> Vec<Adapter> {
+        let slots_of = |holders: &[WorkerId]| {
+            let of_holders = |it: &&Tracked| holders.contains(&it.spec.worker.id);
+            self.tracked().filter(of_holders).map(|it| it.slot).collect()
+        };
+        let adapter = |spec: &AdapterSpec| Adapter {
+            name: spec.name.clone(),
+            model: spec.model,
+            lora: spec.lora.clone(),
+            holders: slots_of(&spec.holders),
+        };
+        self.adapters.iter().map(adapter).collect()
+    }
+
+    /// Takes over the adapters, all of them; their models are numbers.
+    pub fn set_adapters(&mut self, adapters: Vec<AdapterSpec>) {
+        self.roster_changed |= self.adapters != adapters;
+        self.adapters = adapters;
     }
 
     /// What everyone holds, as it is now; later changes do not show in it.

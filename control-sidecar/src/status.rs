@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use warmpath_core::card::{Blind, ModelCard};
 use warmpath_core::roster::{Parity, Role};
 
+use crate::fleet::RankLoad;
 use crate::keeper::{Question, RankReport, Report};
 use crate::publish::service::Shared;
 use crate::source::View;
@@ -150,6 +151,19 @@ fn worker(rank: &RankReport, model: Option<&String>) -> Value {
         "last_clear": rank.last_loss.map(crate::source::sequence::Loss::reason),
         "not_indexed": not_indexed,
         "source": rank.view.map(|view| source(&view)),
+        "load": load(&rank.load),
+    })
+}
+
+fn load(load: &RankLoad) -> Value {
+    json!({
+        "kv_used_blocks": load.kv_used_blocks,
+        "active_decode_blocks": load.active_decode_blocks,
+        "active_prefill_tokens": load.active_prefill_tokens,
+        "running": load.running,
+        "waiting": load.waiting,
+        "cache_usage": load.cache_usage,
+        "total_kv_blocks": load.total_kv_blocks,
     })
 }
 

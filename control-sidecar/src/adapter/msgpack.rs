@@ -124,6 +124,28 @@ impl<'a> Reader<'a> {
         u32::try_from(self.integer()?).map_err(|_| MsgpackError::Value)
     }
 
+    /// An integer of at most 64 bits and no sign.
+    ///
+    /// # Errors
+    ///
+    /// A [`MsgpackError`].
+    pub fn u64(&mut self) -> Result<u64, MsgpackError> {
+        u64::try_from(self.integer()?).map_err(|_| MsgpackError::Value)
+    }
+
+    /// A truth value.
+    ///
+    /// # Errors
+    ///
+    /// A [`MsgpackError`].
+    pub fn boolean(&mut self) -> Result<bool, MsgpackError> {
+        match self.marker()? {
+            0xc2 => Ok(false),
+            0xc3 => Ok(true),
+            _ => Err(MsgpackError::Shape),
+        }
+    }
+
     fn integer(&mut self) -> Result<i128, MsgpackError> {
         let marker = self.marker()?;
         Ok(match marker {

@@ -214,9 +214,17 @@ pub struct DiscoveryConfig {
     pub frontend: FrontendRule,
 }
 
+impl DiscoveryConfig {
+    /// Whether the workers are those of a cluster, on other hosts.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.backend, Backend::Kubernetes(_) | Backend::Pods(_))
+    }
+}
+
 /// What carries the events of Dynamo's workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum EventPlaneConfig {
+pub enum EventPlane {
     /// A ZMQ socket a publisher, found by discovery.
     #[default]
     Zmq,
@@ -410,7 +418,7 @@ enum Plane {
     Nats,
 }
 
-impl EventPlaneConfig {
+impl EventPlane {
     /// Takes a section apart.
     pub(super) fn read(mut section: Section<'_>, env: &DiscoveryEnv, report: &Report) -> Self {
         let words = [("zmq", Plane::Zmq), ("broker", Plane::Broker), ("nats", Plane::Nats)];

@@ -136,6 +136,7 @@ fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Vec<L
                 small_pages: engine == Engine::Sglang,
                 has_events: events.is_some(),
                 incarnation: 0,
+                namespace: 0,
             },
             stream: events.as_ref().map(|events| {
                 RankStream::Engine(EngineStream {

@@ -260,6 +260,7 @@ impl Job<'_, '_> {
                 small_pages: false,
                 has_events: stream.is_some(),
                 incarnation: incarnation(unit, publisher),
+                namespace: 0,
             },
             stream: stream.map(RankStream::Plane),
             name: unit.author.pod.clone(),

@@ -374,6 +374,7 @@ impl Listed<'_> {
                 small_pages: config.engine == Engine::Sglang,
                 has_events: stream.is_some(),
                 incarnation: incarnation(self.pod),
+                namespace: 0,
             },
             stream: stream.map(RankStream::Engine),
             name: Some(self.name.to_owned()),

@@ -53,11 +53,14 @@ pub enum Loss {
     HeldOverflow,
     /// A message could not be decoded.
     Undecodable,
+    /// The worker did not answer queries for its history: it is followed live
+    /// only from here on.
+    Degraded,
 }
 
 impl Loss {
     /// All of them, for metrics.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Restart,
         Self::PublisherGone,
         Self::ConnectionLost,
@@ -67,6 +70,7 @@ impl Loss {
         Self::Unrepairable,
         Self::HeldOverflow,
         Self::Undecodable,
+        Self::Degraded,
     ];
 
     /// Fixed word for metrics and the state page.
@@ -82,6 +86,7 @@ impl Loss {
             Self::Unrepairable => "unrepairable",
             Self::HeldOverflow => "held_overflow",
             Self::Undecodable => "undecodable",
+            Self::Degraded => "degraded",
         }
     }
 }

@@ -133,12 +133,30 @@ impl Connection {
     ///
     /// A [`ZmtpError`]; the caller tries again later.
     pub async fn open(address: &str, kind: SocketKind) -> Result<Self, ZmtpError> {
-        timeout(CONNECT_TIMEOUT, Self::open_unbounded(address, kind))
+        timeout(CONNECT_TIMEOUT, Self::open_unbounded(address, kind, ""))
             .await
             .map_err(|_| ZmtpError::Timeout)?
     }
 
-    async fn open_unbounded(address: &str, kind: SocketKind) -> Result<Self, ZmtpError> {
+    /// Connects as a SUB socket and subscribes to the topics that begin with
+    /// `topic`.
+    ///
+    /// - `address`: `host:port`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::open`].
+    pub async fn subscribe(address: &str, topic: &str) -> Result<Self, ZmtpError> {
+        timeout(CONNECT_TIMEOUT, Self::open_unbounded(address, SocketKind::Sub, topic))
+            .await
+            .map_err(|_| ZmtpError::Timeout)?
+    }
+
+    async fn open_unbounded(
+        address: &str,
+        kind: SocketKind,
+        topic: &str,
+    ) -> Result<Self, ZmtpError> {
         let addresses: Vec<SocketAddr> =
             tokio::net::lookup_host(address).await.map_err(|_| ZmtpError::NoAddress)?.collect();
         let mut outcome = Err(ZmtpError::NoAddress);
@@ -162,7 +180,7 @@ impl Connection {
         connection.shake_hands(kind).await?;
         if kind == SocketKind::Sub {
             // The form of ZMTP 3.0, which every publisher takes.
-            connection.send(&[&[1]]).await?;
+            connection.send(&[&[&[1], topic.as_bytes()].concat()]).await?;
         }
         Ok(connection)
     }

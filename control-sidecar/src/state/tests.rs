@@ -59,6 +59,7 @@ fn spec(id: u64, block_size: u32) -> RankSpec {
         small_pages: true,
         has_events: true,
         incarnation: 0,
+        namespace: 0,
     }
 }
 

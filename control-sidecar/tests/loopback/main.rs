@@ -9,7 +9,9 @@
     reason = "a test binary"
 )]
 
+mod dynamo;
 mod feed;
+mod plane;
 mod program;
 mod sources;
 mod support;

@@ -91,20 +91,20 @@ fn the_event_plane_is_one_of_three() {
         let text = format!("discovery: {{backend: file, directory: d}}\n{text}");
         parse(&text, env).map(|config| config.event_plane)
     };
-    assert_eq!(plane("", &[]), Ok(EventPlaneConfig::Zmq));
-    assert_eq!(plane("", &[("DYN_EVENT_PLANE", "zmq")]), Ok(EventPlaneConfig::Zmq));
+    assert_eq!(plane("", &[]), Ok(EventPlane::Zmq));
+    assert_eq!(plane("", &[("DYN_EVENT_PLANE", "zmq")]), Ok(EventPlane::Zmq));
     assert_eq!(
         plane("", &[("DYN_EVENT_PLANE", "nats"), ("NATS_SERVER", "nats://n:1")]),
-        Ok(EventPlaneConfig::Nats(vec!["nats://n:1".into()]))
+        Ok(EventPlane::Nats(vec!["nats://n:1".into()]))
     );
     let brokers = "xsub=tcp://a:5555;tcp://b:5555 , xpub=tcp://a:5556;tcp://b:5556";
     assert_eq!(
         plane("", &[("DYN_ZMQ_BROKER_URL", brokers)]),
-        Ok(EventPlaneConfig::Broker(vec!["a:5556".into(), "b:5556".into()]))
+        Ok(EventPlane::Broker(vec!["a:5556".into(), "b:5556".into()]))
     );
     assert_eq!(
         plane("event_plane: {kind: broker, url: 'tcp://c:1'}", &[("DYN_EVENT_PLANE", "nats")]),
-        Ok(EventPlaneConfig::Broker(vec!["c:1".into()]))
+        Ok(EventPlane::Broker(vec!["c:1".into()]))
     );
     for (text, env, expected) in [
         ("event_plane: {kind: broker}", "", "event_plane.urls: is missing"),
