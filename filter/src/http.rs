@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use warmpath_core::handover::{Handover, hand_over};
 use warmpath_core::headers::{cache_salt, steers_routing};
+use warmpath_core::ids::Worker;
 use warmpath_core::reason::Reason;
 use warmpath_core::render::WallClock;
 use warmpath_core::request::{Answer, Endpoint, Envelope, ParsedRequest, RequestError};
@@ -340,11 +341,14 @@ impl Stream {
         let mut headers = vec![("x-warmpath-reason", reason.word().to_owned())];
         if let Some(Placed { choice, .. }) = &self.placed {
             headers.push(("x-warmpath-worker", choice.serving.worker.id.0.to_string()));
+            headers.push(("x-warmpath-dp-rank", choice.serving.worker.rank.0.to_string()));
             if !choice.serving.endpoint.is_empty() {
                 headers.push(("x-warmpath-endpoint", choice.serving.endpoint.clone()));
             }
             if let Some(prefill) = &choice.prefill {
-                headers.push(("x-warmpath-prefill-worker", prefill.worker.id.0.to_string()));
+                let Worker { id, rank } = prefill.worker;
+                headers.push(("x-warmpath-prefill-worker", id.0.to_string()));
+                headers.push(("x-warmpath-prefill-dp-rank", rank.0.to_string()));
             }
             let cached = choice.predicted_cached_tokens.to_string();
             headers.push(("x-warmpath-predicted-cached-tokens", cached));

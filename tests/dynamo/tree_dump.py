@@ -86,15 +86,23 @@ def dump(metadata):
                     _, body = read_two_part(back)
                     item = msgspec.msgpack.decode(body) if body else {}
                     if "data" in item:
-                        return item["data"]["TreeDump"]["events"]
+                        # A worker that holds nothing may answer with events.
+                        (answer,) = item["data"].values()
+                        return answer["events"]
 
 
 def held(events):
     blocks = set()
     for event in events:
-        if event.get("storage_tier", "device") == "device":
-            stored = event["event"]["data"]["stored"]
-            blocks.update(block["block_hash"] for block in stored["blocks"])
+        if event.get("storage_tier", "device") != "device":
+            continue
+        data = event["event"]["data"]
+        if data == "cleared":
+            blocks.clear()
+        elif "stored" in data:
+            blocks.update(block["block_hash"] for block in data["stored"]["blocks"])
+        else:
+            blocks.difference_update(data["removed"]["block_hashes"])
     return sorted(blocks)
 
 

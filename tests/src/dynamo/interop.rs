@@ -192,7 +192,10 @@ impl Checks<'_> {
         for _ in 0..QUIET_REQUESTS {
             messages.push(("user", numbers.text(40)));
             outcomes.push(send(&self.gateway.address(), &messages, 1).await);
-            late.extend(self.settle().await.err());
+            if let Err(error) = self.settle().await {
+                late.push(error);
+                break;
+            }
         }
         self.check(
             report,

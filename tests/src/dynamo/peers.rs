@@ -25,6 +25,9 @@ const BLOCKS: u32 = 256;
 /// Times that the mocked engines are faster than real ones.
 const SPEEDUP: u32 = 50;
 
+/// Port of the first worker's system server; the others follow.
+const SYSTEM_PORTS_FROM: usize = 18_100;
+
 /// Frontends: more than one, so that it shows if a request needs a particular
 /// one.
 pub const FRONTENDS: usize = 2;
@@ -212,7 +215,10 @@ impl Peers {
         arguments.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
         arguments.extend(more.iter().map(|word| (*word).to_owned()));
         let mut environment = self.environment();
-        environment.push(("DYN_SYSTEM_PORT", free_port()?.to_string()));
+        // Dynamo takes it for a signed number of 16 bits. In a namespace of its
+        // own every port is free.
+        let system = SYSTEM_PORTS_FROM + self.workers.len();
+        environment.push(("DYN_SYSTEM_PORT", system.to_string()));
         let child = Child::start_with(name, &self.python, &arguments, &environment, &self.folder)?;
         self.workers.push(child);
         Ok(())
