@@ -20,7 +20,7 @@
 //! 3. A frame that cannot be read changes nothing but a counter, and the index
 //!    is taken anew.
 
-use std::collections::BTreeSet;
+mod had_prefill;
 
 use crate::card::Cards;
 use crate::delta::{Delta, SnapshotStart};
@@ -28,9 +28,11 @@ use crate::entry::Entry;
 use crate::frame::{Frame, Kind};
 use crate::ids::WorkerSlot;
 use crate::index::Index;
-use crate::limits::{CARD_MODELS_MAX, PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
+use crate::limits::{PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
 use crate::load::Loads;
-use crate::roster::{Role, Roster};
+use crate::roster::Roster;
+
+use had_prefill::HadPrefill;
 
 /// A position in the sidecar's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,8 +86,7 @@ pub struct Changed {
 pub struct Replica {
     roster: Roster,
     roster_from: Position,
-    /// Numbers of models that have had prefill workers in this epoch.
-    had_prefill: BTreeSet<u16>,
+    had_prefill: HadPrefill,
     cards: Cards,
     cards_from: Position,
     loads: Loads,
@@ -120,7 +121,7 @@ impl Replica {
         Self {
             roster: Roster::default(),
             roster_from: Position::default(),
-            had_prefill: BTreeSet::new(),
+            had_prefill: HadPrefill::default(),
             cards: Cards::default(),
             cards_from: Position::default(),
             loads: Loads::new(),
@@ -194,7 +195,7 @@ impl Replica {
                 Ok(roster) => {
                     if at.epoch != self.roster_from.epoch {
                         // Models may have other numbers.
-                        self.had_prefill.clear();
+                        self.had_prefill = HadPrefill::default();
                     }
                     self.take_roster(roster);
                     self.roster_from = at;
@@ -204,7 +205,9 @@ impl Replica {
             },
             Kind::Card if at != self.cards_from => match Cards::decode(frame.body) {
                 Ok(cards) => {
-                    self.take_cards(cards);
+                    self.had_prefill.renumber(&self.cards, &cards);
+                    self.had_prefill.note(&self.roster);
+                    self.cards = cards;
                     self.cards_from = at;
                     changed.cards = true;
                 }
@@ -222,26 +225,7 @@ impl Replica {
                 self.loads.drop_worker(entry.slot);
             }
         }
-        self.note_prefill();
-    }
-
-    /// Takes over other cards. A number may stand for another model now.
-    fn take_cards(&mut self, cards: Cards) {
-        let old = core::mem::replace(&mut self.cards, cards);
-        let name = |cards: &Cards, number: u16| {
-            cards.models.get(usize::from(number)).map(|card| card.name.clone())
-        };
-        self.had_prefill.retain(|number| name(&old, *number) == name(&self.cards, *number));
-        self.note_prefill();
-    }
-
-    fn note_prefill(&mut self) {
-        let of_prefill = self.roster.workers.iter().filter(|entry| entry.role == Role::Prefill);
-        for model in of_prefill.map(|entry| entry.model) {
-            if usize::from(model) < CARD_MODELS_MAX {
-                self.had_prefill.insert(model);
-            }
-        }
+        self.had_prefill.note(&self.roster);
     }
 
     /// A log frame came through the ring. `delta`: its bytes, if it is one.
@@ -451,7 +435,7 @@ impl Replica {
     /// Whether a model has had prefill workers since the sidecar started.
     #[must_use]
     pub fn had_prefill(&self, model: u16) -> bool {
-        self.had_prefill.contains(&model)
+        self.had_prefill.of(model)
     }
 
     /// The worker that a slot stands for.

@@ -237,7 +237,8 @@ impl Stream {
         if prepared.hashes.is_empty() && prepared.tokens.is_empty() {
             return;
         }
-        self.exact_prediction = prepared.is_exact();
+        // A decode worker reports what it was handed, not what was computed.
+        self.exact_prediction = prepared.is_exact() && placed.choice.prefill.is_none();
         let predicted = placed.choice.predicted_cached_tokens;
         vm::with(|vm| {
             vm.metrics.add(Counter::PromptTokens, prepared.prompt_tokens.into());

@@ -9,7 +9,8 @@
 //! | `POST /control/clear` | clear the cache, announced; 409 while busy |
 //! | `POST /control/restart?cache=lose\|keep` | stream from 0 again, cache lost unannounced |
 //!
-//! Every response carries `x-engine-id`.
+//! Every response carries `x-engine-id`, and `x-engine-prefill-id` with the
+//! prefill worker that the request's headers named, if they did.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,9 +63,13 @@ pub fn router(engine: Arc<Engine>, config: EngineConfig) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             let name = name.clone();
+            let prefill = request.headers().get("x-dynamo-prefill-instance-id").cloned();
             async move {
                 let mut response = next.run(request).await;
                 response.headers_mut().insert("x-engine-id", name);
+                if let Some(prefill) = prefill {
+                    response.headers_mut().insert("x-engine-prefill-id", prefill);
+                }
                 response
             }
         }))

@@ -177,6 +177,18 @@ impl Answer {
         self.response.header("x-warmpath-worker")
     }
 
+    /// Prefill worker that the gateway chose.
+    #[must_use]
+    pub fn prefill_worker(&self) -> Option<&str> {
+        self.response.header("x-warmpath-prefill-worker")
+    }
+
+    /// Prefill worker that the engine was told of.
+    #[must_use]
+    pub fn prefill_told(&self) -> Option<&str> {
+        self.response.header("x-engine-prefill-id")
+    }
+
     /// Cached tokens that the gateway predicted.
     #[must_use]
     pub fn predicted_tokens(&self) -> Option<u64> {

@@ -405,12 +405,21 @@ impl Stack {
             self.ports.feed, self.ports.status, self.options.model_dir,
         );
         std::fs::write(self.path.join("sidecar.yaml"), sidecar)?;
+        self.set_roles(shape, ["aggregated"; ENGINES])
+    }
+
+    /// Tells the sidecar what each engine does; a running one soon reads it.
+    ///
+    /// # Errors
+    ///
+    /// If the list cannot be written.
+    pub fn set_roles(&self, shape: EngineShape, roles: [&str; ENGINES]) -> std::io::Result<()> {
         let mut workers = String::from("workers:\n");
-        for (index, ports) in self.ports.engines.iter().enumerate() {
+        for (index, (ports, role)) in self.ports.engines.iter().zip(roles).enumerate() {
             workers.push_str(&format!(
-                "  - {{id: {}, model: {MODEL}, engine: vllm, endpoint: \"127.0.0.1:{}\", \
-                 kv_events: \"tcp://127.0.0.1:{}\", replay: \"tcp://127.0.0.1:{}\", \
-                 total_kv_blocks: {}}}\n",
+                "  - {{id: {}, model: {MODEL}, engine: vllm, role: {role}, \
+                 endpoint: \"127.0.0.1:{}\", kv_events: \"tcp://127.0.0.1:{}\", \
+                 replay: \"tcp://127.0.0.1:{}\", total_kv_blocks: {}}}\n",
                 index + 1,
                 ports.http,
                 ports.events,
@@ -418,7 +427,9 @@ impl Stack {
                 shape.blocks,
             ));
         }
-        std::fs::write(self.path.join("workers.yaml"), workers)
+        // Beside and renamed: the sidecar must never read half of it.
+        std::fs::write(self.path.join("workers.new"), workers)?;
+        std::fs::rename(self.path.join("workers.new"), self.path.join("workers.yaml"))
     }
 
     /// Waits until the gateway routes by cache. First gives every engine

@@ -2,7 +2,8 @@
 //!
 //! Checks, in this order: every response, prediction against report, hit ratio
 //! against round robin, routing headers of clients, the sidecar's death under
-//! load, bad input, and that nothing is left behind.
+//! load, bad input, prefill and decode workers, mode `body`, and that nothing is
+//! left behind.
 
 use std::process::ExitCode;
 
@@ -16,6 +17,7 @@ use super::report::{Report, line};
 mod bad_input;
 mod body_mode;
 mod restart;
+mod roles;
 mod routing;
 mod spoof;
 
@@ -85,6 +87,7 @@ async fn checks(stack: &mut Stack, seed: u64, report: &mut Report) {
         report.failure("the sidecar starts again", error);
     }
     bad_input::check(stack, report).await;
+    roles::check(stack, seed, report).await;
     body_mode::check(stack, report).await;
     leftovers(stack, report).await;
 }

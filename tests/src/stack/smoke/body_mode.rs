@@ -34,10 +34,16 @@ pub(super) async fn check(stack: &mut Stack, report: &mut Report) {
         Ok(ports) => ports,
         Err(error) => return report.failure("frontends for mode `body` start", error),
     };
+    // Without a sidecar the new gateway has no worker to name.
+    stack.kill_sidecar().await;
     if let Err(error) = stack.start_body_gateway(ports).await {
         return report.failure("the gateway in mode `body` starts", error);
     }
     let gateway = local(stack.ports.body);
+    unbooked_obeys_no_client(&gateway, &received, report).await;
+    if let Err(error) = stack.start_sidecar().await {
+        return report.failure("the sidecar starts again", error);
+    }
     if !warm(&gateway).await {
         return report.failure("mode `body` routes by cache", "not in time");
     }
@@ -118,12 +124,29 @@ async fn names_the_worker(gateway: &str, received: &Received, report: &mut Repor
     );
 }
 
-async fn obeys_no_client(gateway: &str, received: &Received, report: &mut Report) {
+/// A request in which the client names workers in every way.
+fn spoof() -> Value {
     let mut nvext = json!({ "extra_fields": ["worker_id"] });
     if let Some(nvext) = nvext.as_object_mut() {
         nvext.extend(ROUTING.map(|member| (member.to_owned(), json!(777))));
     }
-    let answer = send(gateway, &chat(&json!({ "nvext": nvext }))).await;
+    chat(&json!({ "nvext": nvext }))
+}
+
+async fn unbooked_obeys_no_client(gateway: &str, received: &Received, report: &mut Report) {
+    let answer = send(gateway, &spoof()).await;
+    let reason = answer.as_ref().and_then(|answer| answer.header("x-warmpath-reason"));
+    let body = last(received);
+    let left = body.get("nvext").cloned().unwrap_or_default();
+    report.check(
+        "mode `body` without a sidecar removes a worker that the client names",
+        reason == Some("warming") && left == json!({ "extra_fields": ["worker_id"] }),
+        format_args!("reason {reason:?}, left {left}"),
+    );
+}
+
+async fn obeys_no_client(gateway: &str, received: &Received, report: &mut Report) {
+    let answer = send(gateway, &spoof()).await;
     let chosen = answer.as_ref().and_then(|answer| answer.number("x-warmpath-worker"));
     let body = last(received);
     let spoofed = ROUTING
