@@ -181,8 +181,9 @@ pub const FLEET_PROBLEMS_MAX: usize = 256;
 /// Longest name of what a problem is about, in bytes.
 pub const PROBLEM_NAME_BYTES_MAX: usize = 200;
 
-/// Sights of a backend that wait to be joined.
-pub const SIGHTS_QUEUED_MAX: usize = 4;
+/// Sights of a backend that wait to be joined. Each is the whole of what it
+/// sees, so one is enough; a backend makes the next when that is taken.
+pub const SIGHTS_QUEUED_MAX: usize = 1;
 
 /// Time that changes of a backend have to come together before they are told:
 /// a worker that starts writes its records one after the other.

@@ -213,3 +213,103 @@ fn by_slices(name: &str, uid: &str, ready: &BTreeMap<&str, Vec<&ReadyPod>>) -> F
     }
     Ok(pods.iter().find(|pod| pod.uid == uid).map(|pod| Address(pod.ip)))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::discovery::IdBits;
+    use crate::discovery::captures;
+
+    fn config(ready_by: ReadyBy) -> KubernetesConfig {
+        KubernetesConfig {
+            namespace: None,
+            selector: String::new(),
+            ready_by,
+            id_bits: IdBits::Masked,
+        }
+    }
+
+    fn resource(change: impl Fn(&mut Value)) -> ResourceFacts {
+        let mut body = captures::resource_body();
+        change(&mut body);
+        ResourceFacts::of(serde_json::from_value(body).unwrap())
+    }
+
+    const NAME: &str = "tiny-prefill-0";
+    const UID: &str = "11111111-2222-3333-4444-555555555555";
+
+    fn ready(name: &str, uid: &str) -> ReadyPod {
+        ReadyPod { name: name.to_owned(), uid: uid.to_owned(), ip: None }
+    }
+
+    /// Records and problems of the capture's resource beside ready endpoints.
+    fn listed(resource: ResourceFacts, slices: &[&[ReadyPod]]) -> (usize, Vec<&'static str>) {
+        let resources = BTreeMap::from([(NAME.to_owned(), resource)]);
+        let slices = slices.iter().enumerate();
+        let slices = slices.map(|(at, pods)| (at.to_string(), pods.to_vec())).collect();
+        let pods = BTreeMap::new();
+        let cluster = Cluster { resources: &resources, slices: &slices, pods: &pods };
+        let listing = cluster.listing(&config(ReadyBy::Pod));
+        let problems = listing.problems.into_vec();
+        (listing.entries.len(), problems.iter().map(|it| it.reason).collect())
+    }
+
+    #[test]
+    fn a_resource_counts_while_its_own_pod_is_ready() {
+        let own = || resource(|_| {});
+        assert_eq!(listed(own(), &[&[ready(NAME, UID)]]), (7, vec![]));
+        assert_eq!(listed(own(), &[&[], &[ready(NAME, UID)]]), (7, vec![]));
+        // One pod behind two services.
+        let both: &[&[_]] = &[&[ready(NAME, UID)], &[ready(NAME, UID)]];
+        assert_eq!(listed(own(), both), (7, vec![]));
+        assert_eq!(listed(own(), &[]), (0, vec![]));
+        assert_eq!(listed(own(), &[&[ready("other", UID)]]), (0, vec![]));
+        assert_eq!(listed(own(), &[&[ready(NAME, "another pod's")]]), (0, vec![]));
+        let two: &[&[_]] = &[&[ready(NAME, UID)], &[ready(NAME, "another pod's")]];
+        assert_eq!(listed(own(), two), (0, vec!["conflicting_pods"]));
+        let orphan = resource(|body| body["metadata"]["ownerReferences"] = json!([]));
+        assert_eq!(listed(orphan, &[&[ready(NAME, UID)]]), (0, vec!["no_owner"]));
+    }
+
+    #[test]
+    fn maps_may_be_missing_or_nothing() {
+        for (section, left) in [("event_sources", 6), ("event_channels", 4)] {
+            let without = resource(|body| body["spec"]["data"][section] = Value::Null);
+            assert_eq!(listed(without, &[&[ready(NAME, UID)]]), (left, vec![]));
+        }
+        let none = resource(|body| body["spec"] = json!({}));
+        assert_eq!(listed(none, &[&[ready(NAME, UID)]]), (0, vec![]));
+    }
+
+    #[test]
+    fn endpoints_that_do_not_say_are_ready_and_only_pods_count() {
+        let target = json!({"kind": "Pod", "name": "p", "uid": "u"});
+        let slice = json!({
+            "metadata": {"name": "s"}, "addressType": "IPv4",
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "targetRef": target},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": false}, "targetRef": target},
+                {"addresses": ["10.0.0.3"], "targetRef": {"kind": "Node", "name": "n", "uid": "u"}},
+                {"addresses": ["10.0.0.4"]},
+            ]
+        });
+        let ready = ready_pods(serde_json::from_value(slice).unwrap());
+        let ip = Some([10, 0, 0, 1].into());
+        assert_eq!(ready, [ReadyPod { name: "p".into(), uid: "u".into(), ip }]);
+    }
+
+    #[test]
+    fn a_pod_that_is_being_deleted_is_not_ready() {
+        let pod = |deleted: Value| {
+            let pod = json!({
+                "metadata": {"name": "p", "uid": "u", "deletionTimestamp": deleted},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]}
+            });
+            PodFacts::of(serde_json::from_value(pod).unwrap()).ready
+        };
+        assert!(pod(Value::Null));
+        assert!(!pod(json!("2026-11-23T00:00:00Z")));
+    }
+}

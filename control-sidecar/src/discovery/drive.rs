@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep;
 
 use super::join::{Rules, join};
 use super::listing::Listing;
@@ -104,16 +104,11 @@ impl Settled {
 
 /// The sights that come within a moment of the first.
 async fn settled(first: Sight, sights: &mut mpsc::Receiver<Sight>) -> Settled {
-    let until = Instant::now() + SIGHT_SETTLES_AFTER;
+    sleep(SIGHT_SETTLES_AFTER).await;
     let mut settled = Settled::default();
     settled.add(first);
-    loop {
-        tokio::select! {
-            () = sleep_until(until) => return settled,
-            next = sights.recv() => match next {
-                None => return settled,
-                Some(next) => settled.add(next),
-            },
-        }
+    while let Ok(next) = sights.try_recv() {
+        settled.add(next);
     }
+    settled
 }

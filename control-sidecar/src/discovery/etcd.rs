@@ -98,16 +98,25 @@ impl Session {
     /// Tells of every change until the watch ends; `None` if nobody listens.
     async fn run(mut self, sights: &mpsc::Sender<Sight>) -> Option<()> {
         sights.send(Sight::Records(self.listing())).await.ok()?;
+        let mut changed = false;
         loop {
-            let answer = match self.stream.message().await {
+            let answer = tokio::select! {
+                answer = self.stream.message() => answer,
+                // Only when there is room: a burst of changes is one sight.
+                room = sights.reserve(), if changed => {
+                    room.ok()?.send(Sight::Records(self.listing()));
+                    changed = false;
+                    continue;
+                }
+            };
+            let answer = match answer {
                 // Cancelled: compacted behind us, or the member gives up.
                 Ok(Some(answer)) if answer.canceled() => return Some(()),
                 Ok(Some(answer)) => answer,
                 Ok(None) | Err(_) => return Some(()),
             };
-            let changed = answer.events().iter().filter(|event| self.apply(event)).count();
-            if changed > 0 {
-                sights.send(Sight::Records(self.listing())).await.ok()?;
+            for event in answer.events() {
+                changed |= self.apply(event);
             }
         }
     }

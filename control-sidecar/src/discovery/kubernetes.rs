@@ -91,17 +91,24 @@ struct Queues {
 impl Queues {
     async fn merge(mut self, config: &KubernetesConfig, sights: &mpsc::Sender<Sight>) {
         let mut known = Known::default();
+        let mut changed = false;
         loop {
             tokio::select! {
                 Some(told) = self.resources.recv() => known.resources.take(told),
                 Some(told) = self.slices.recv() => known.slices.take(told),
                 Some(told) = self.pods.recv() => known.pods.take(told),
+                // Only when there is room: a burst of changes is one sight.
+                room = sights.reserve(), if changed => {
+                    let Ok(room) = room else { return };
+                    if let Some(sight) = known.sight(config) {
+                        room.send(sight);
+                    }
+                    changed = false;
+                    continue;
+                }
                 else => return,
             }
-            let Some(sight) = known.sight(config) else { continue };
-            if sights.send(sight).await.is_err() {
-                return;
-            }
+            changed = true;
         }
     }
 }

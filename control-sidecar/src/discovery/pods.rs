@@ -135,8 +135,18 @@ impl Round {
     ) {
         let mut waiting: VecDeque<String> = VecDeque::new();
         let mut asking = FuturesUnordered::new();
+        let mut changed = false;
         loop {
             tokio::select! {
+                // Only when there is room: a burst of changes is one sight.
+                room = sights.reserve(), if changed => {
+                    let Ok(room) = room else { return };
+                    if let Some(sight) = self.sight() {
+                        room.send(sight);
+                    }
+                    changed = false;
+                    continue;
+                }
                 told = queue.recv() => match told {
                     None => return,
                     Some(told) => {
@@ -158,10 +168,7 @@ impl Round {
                 let (life, asker) = (Life::of(pod), self.asker.clone());
                 asking.push(async move { (name, life, asker.ask(address).await) });
             }
-            let Some(sight) = self.sight() else { continue };
-            if sights.send(sight).await.is_err() {
-                return;
-            }
+            changed = true;
         }
     }
 

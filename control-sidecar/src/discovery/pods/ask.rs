@@ -1,6 +1,6 @@
 //! Ask: one engine's answers, over HTTP.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use reqwest::redirect::Policy;
 use reqwest::{Client, StatusCode};
@@ -9,6 +9,9 @@ use super::super::probe::{ProbeError, Sockets, served, sglang_sockets, vllm_sock
 use super::Answers;
 use crate::adapter::Engine;
 use crate::limits::{PROBE_BYTES_MAX, PROBE_TIMEOUT};
+
+/// Reads the page that tells of an engine's sockets.
+type ReadSockets = fn(&[u8], IpAddr) -> Result<Sockets, ProbeError>;
 
 /// Asks engines of one kind.
 #[derive(Clone, Debug)]
@@ -38,7 +41,7 @@ impl Asker {
             Some(body) => served(&body)?,
             None => return Err(ProbeError::Status),
         };
-        let (path, read): (_, fn(&[u8], _) -> Result<Sockets, ProbeError>) = match self.engine {
+        let (path, read): (_, ReadSockets) = match self.engine {
             Engine::Vllm => ("/kv_event_sources", vllm_sockets),
             Engine::Sglang => ("/server_info", sglang_sockets),
         };
