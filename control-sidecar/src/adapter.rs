@@ -25,6 +25,7 @@ pub mod keys;
 pub mod msgpack;
 pub mod plane;
 pub mod sglang;
+pub mod trtllm;
 pub mod vllm;
 
 use core::fmt;

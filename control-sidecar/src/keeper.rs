@@ -38,6 +38,7 @@ use crate::model::loader::{Attempt, Loader};
 use crate::publish::service::Shared;
 use crate::source::load::follow_load;
 use crate::source::plane::{PlaneSpec, follow_plane};
+use crate::source::pull::{PullSpec, follow_pull};
 use crate::source::sequence::Loss;
 use crate::source::zmq::{StreamSpec, follow};
 use crate::source::{SharedView, Transports, Update, View, new_view};
@@ -191,7 +192,7 @@ pub struct Keeper {
 impl Keeper {
     /// Knows nothing yet.
     ///
-    /// - `transports`: what streams of the event plane share.
+    /// - `transports`: what streams of several ranks share.
     /// - `sync_deadline`: how long the first synchronisation may take.
     #[must_use]
     pub fn new(
@@ -601,6 +602,25 @@ impl Keeper {
             };
             let work =
                 follow(spec, self.updates_in.clone(), Arc::clone(&view), Arc::clone(&self.metrics));
+            followed.task = Some(tokio::spawn(work).abort_handle());
+            followed.view = Some(view);
+        }
+        if let Some(RankStream::Pull(stream)) = &followed.listed.stream {
+            let view = new_view();
+            let spec = &followed.listed.spec;
+            let pull = PullSpec {
+                worker: spec.worker,
+                slot,
+                url: stream.url.clone(),
+                block_size: spec.shape.block_size,
+            };
+            let work = follow_pull(
+                pull,
+                Arc::clone(&self.transports.pulls),
+                self.updates_in.clone(),
+                Arc::clone(&view),
+                Arc::clone(&self.metrics),
+            );
             followed.task = Some(tokio::spawn(work).abort_handle());
             followed.view = Some(view);
         }

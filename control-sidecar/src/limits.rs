@@ -302,6 +302,22 @@ pub const NATS_MESSAGES_QUEUED: usize = 65_536;
 /// Messages remembered to know those that come from a second broker.
 pub const BROKER_MESSAGES_REMEMBERED: usize = 100_000;
 
+// --- pulled events ---------------------------------------------------------
+
+/// Pause between two looks at a server's buffer of events. It is emptied with
+/// each, and what does not fit is lost.
+pub const PULL_EVERY: Duration = Duration::from_millis(50);
+
+/// Longest look.
+pub const PULL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest answer, in bytes: 100 bytes a token, of 80 000 tokens.
+pub const PULL_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Answers of one server that wait for its slowest rank. More are dropped,
+/// which shows as a gap.
+pub const PULL_ANSWERS_QUEUED: usize = 64;
+
 // --- load ------------------------------------------------------------------
 
 /// Streams of load followed. Three for each rank of the largest roster.

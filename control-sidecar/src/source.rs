@@ -7,6 +7,7 @@
 
 pub mod load;
 pub mod plane;
+pub mod pull;
 pub mod sequence;
 pub mod zmq;
 pub mod zmtp;
@@ -23,6 +24,7 @@ use crate::fleet::RankLoad;
 use crate::metrics::Metrics;
 use plane::hub::Hub;
 use plane::recovery::Recovery;
+use pull::Pulls;
 use sequence::{Loss, Sequencer, Standing};
 
 /// What a stream tells the state.
@@ -60,13 +62,15 @@ pub struct View {
     pub failure: Option<&'static str>,
 }
 
-/// What streams of the event plane share.
+/// What streams of several ranks share.
 #[derive(Clone, Debug)]
 pub struct Transports {
     /// Gives out subscriptions.
     pub hub: Arc<Hub>,
     /// Asks workers for their ranks' history.
     pub recovery: Arc<Recovery>,
+    /// Empties the servers' buffers of events.
+    pub pulls: Arc<Pulls>,
 }
 
 impl Transports {
@@ -86,7 +90,8 @@ impl Transports {
     ) -> io::Result<Self> {
         let recovery = Recovery::bind(listen, advertised, Arc::clone(metrics)).await?;
         let hub = Hub::new(plane, Arc::clone(metrics));
-        Ok(Self { hub: Arc::new(hub), recovery: Arc::new(recovery) })
+        let pulls = Pulls::new(Arc::clone(metrics));
+        Ok(Self { hub: Arc::new(hub), recovery: Arc::new(recovery), pulls: Arc::new(pulls) })
     }
 }
 

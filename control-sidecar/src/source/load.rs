@@ -118,10 +118,13 @@ impl Accounts {
     }
 }
 
+/// Reads who is spoken of, and what is said.
+type Decode = fn(&[u8]) -> Result<(Worker, RankLoad), PlaneError>;
+
 async fn follow_topic(
     publisher: &PlanePublisher,
     topic: Topic,
-    decode: fn(&[u8]) -> Result<(Worker, RankLoad), PlaneError>,
+    decode: Decode,
     hub: &Hub,
     mut accounts: Accounts,
 ) {

@@ -51,7 +51,7 @@ pub async fn follow_plane(
     metrics: Arc<Metrics>,
 ) {
     let channel = &spec.stream.channel;
-    let Transports { hub, recovery } = transports;
+    let Transports { hub, recovery, .. } = transports;
     let mut subscription = hub.subscribe(channel, Topic::KvEvents, Some(spec.stream.publisher));
     let mut follower = Follower {
         cursor: Cursor::new(spec.stream.recovery.is_some()),

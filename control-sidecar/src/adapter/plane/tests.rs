@@ -108,7 +108,7 @@ fn dynamos_own_vectors_are_read() {
     );
     let events = decode_sequences(&free).unwrap();
     assert_eq!(events.len(), 1);
-    assert_eq!((&events[0].request[..], events[0].worker), ("r1", worker(42, 0)));
+    assert_eq!((events[0].request.as_str(), events[0].worker), ("r1", worker(42, 0)));
     assert_eq!((events[0].router, &events[0].step), (7, &Step::Freed));
 }
 
