@@ -46,6 +46,15 @@ pub struct Case {
     pub mode: Mode,
 }
 
+impl Case {
+    /// Whether `usage` tells what the engine found in the cache that was
+    /// predicted: SGLang's mock says nothing, and of two legs it is decode's.
+    #[must_use]
+    pub fn reports_cached(&self) -> bool {
+        self.pools == Pools::Aggregated && self.engine != "sglang"
+    }
+}
+
 /// All combinations. Every discovery, plane, engine, kind of pools and mode is
 /// in at least two of them.
 pub const CASES: [Case; 7] = [
