@@ -27,6 +27,16 @@ const SHAPE: Shape = Shape {
     answer_tokens: 8,
 };
 
+/// Traffic while something is away: 8 sessions of 3 turns, 24 requests.
+const OUTAGE_SHAPE: Shape = Shape {
+    groups: 4,
+    sessions_per_group: 2,
+    turns: 3,
+    system_words: 60,
+    user_words: 60,
+    answer_tokens: 8,
+};
+
 /// Requests sent one by one, each when everything is known of the one before.
 const QUIET_REQUESTS: usize = 12;
 
@@ -68,7 +78,8 @@ async fn run_case(case: Case, options: &Options, report: &mut Report) -> Result<
     };
     let failed = report.failed();
     let script = options.root.join("tests/dynamo/tree_dump.py");
-    let checks = Checks { case, peers: &peers, gateway: &gateway, python: &options.python, script };
+    let mut checks =
+        Checks { case, peers: &mut peers, gateway: &gateway, python: &options.python, script };
     checks.run(options.seed, report).await;
     if let Some((name, log)) = peers.ended().or_else(|| gateway.ended()) {
         report.failure(
@@ -86,7 +97,7 @@ async fn run_case(case: Case, options: &Options, report: &mut Report) -> Result<
 
 struct Checks<'a> {
     case: Case,
-    peers: &'a Peers,
+    peers: &'a mut Peers,
     gateway: &'a Gateway,
     python: &'a Path,
     script: PathBuf,
@@ -97,7 +108,7 @@ impl Checks<'_> {
         report.check(&format!("{}: {name}", self.case.name), holds, figures);
     }
 
-    async fn run(&self, seed: u64, report: &mut Report) {
+    async fn run(&mut self, seed: u64, report: &mut Report) {
         let warm = self.warm_up().await;
         self.check(report, "routing by cache starts", warm.is_ok(), format_args!("{warm:?}"));
         let outcomes = conversations(&self.gateway.address(), &SHAPE, seed).await;
@@ -110,6 +121,7 @@ impl Checks<'_> {
             format_args!("{known:?}"),
         );
         self.quiet(seed, report).await;
+        self.outage(seed, report).await;
         let deadline = Instant::now() + CATCH_UP_WITHIN;
         let mut bookings = self.gateway.stat("warmpath_bookings$").await;
         while bookings != Some(0) && Instant::now() < deadline {
@@ -139,6 +151,30 @@ impl Checks<'_> {
             }
         }
         Ok(started.elapsed())
+    }
+
+    /// etcd and NATS are killed and come back: no request fails, and everything
+    /// that happened meanwhile is known afterwards.
+    async fn outage(&mut self, seed: u64, report: &mut Report) {
+        let killed = self.peers.kill_stores().await;
+        if killed.is_empty() {
+            return;
+        }
+        let what = format!("without {}", killed.join(" and "));
+        let outcomes = conversations(&self.gateway.address(), &OUTAGE_SHAPE, seed ^ 0xdead).await;
+        self.judge(&outcomes, &what, report);
+        let revived = self.peers.revive_stores().await;
+        let since = Instant::now();
+        // Something new, so that publishers notice what they could not send.
+        let outcomes = conversations(&self.gateway.address(), &OUTAGE_SHAPE, seed ^ 0xbac).await;
+        self.judge(&outcomes, &format!("{} again", killed.join(" and ")), report);
+        let known = self.settle().await;
+        self.check(
+            report,
+            &format!("{} again: the index is right", killed.join(" and ")),
+            revived.is_ok() && known.is_ok(),
+            format_args!("{:.2} s after, {known:?}", since.elapsed().as_secs_f64()),
+        );
     }
 
     /// Whether all succeeded, and those that were chosen have served.

@@ -74,7 +74,8 @@ impl Peers {
             workers: Vec::new(),
             servers: Vec::new(),
         };
-        peers.start_stores().await?;
+        peers.start_etcd().await?;
+        peers.start_nats().await?;
         match case.pools {
             Pools::Aggregated => {
                 for at in 0..2 {
@@ -140,33 +141,58 @@ impl Peers {
         self.folder.join("kv").display().to_string()
     }
 
-    async fn start_stores(&mut self) -> Result<(), StackError> {
-        if self.case.discovery == Discovery::Etcd {
-            let (client, peer) = (format!("http://{}", local(self.etcd)), free_port()?);
-            let peer = format!("http://{}", local(peer));
-            let arguments = [
-                format!("--data-dir={}", self.folder.join("etcd").display()),
-                format!("--listen-client-urls={client}"),
-                format!("--advertise-client-urls={client}"),
-                format!("--listen-peer-urls={peer}"),
-                format!("--initial-advertise-peer-urls={peer}"),
-                format!("--initial-cluster=default={peer}"),
-            ];
-            let mut etcd = Child::start("etcd", Path::new("etcd"), &arguments, &self.folder)?;
-            wait_until_ok("etcd's /health", &mut etcd, self.etcd, "/health").await?;
-            self.stores.push(etcd);
+    async fn start_etcd(&mut self) -> Result<(), StackError> {
+        if self.case.discovery != Discovery::Etcd {
+            return Ok(());
         }
-        if self.case.plane == Plane::Nats {
-            let monitor = free_port()?;
-            let arguments = ["-a", "127.0.0.1", "-p", &self.nats.to_string(), "-m"];
-            let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
-            arguments.push(monitor.to_string());
-            let mut nats =
-                Child::start("nats", Path::new("nats-server"), &arguments, &self.folder)?;
-            wait_until_ok("NATS's /healthz", &mut nats, monitor, "/healthz").await?;
-            self.stores.push(nats);
-        }
+        let (client, peer) = (format!("http://{}", local(self.etcd)), free_port()?);
+        let peer = format!("http://{}", local(peer));
+        let arguments = [
+            format!("--data-dir={}", self.folder.join("etcd").display()),
+            format!("--listen-client-urls={client}"),
+            format!("--advertise-client-urls={client}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster=default={peer}"),
+        ];
+        let mut etcd = Child::start("etcd", Path::new("etcd"), &arguments, &self.folder)?;
+        wait_until_ok("etcd's /health", &mut etcd, self.etcd, "/health").await?;
+        self.stores.push(etcd);
         Ok(())
+    }
+
+    async fn start_nats(&mut self) -> Result<(), StackError> {
+        if self.case.plane != Plane::Nats {
+            return Ok(());
+        }
+        let monitor = free_port()?;
+        let arguments = ["-a", "127.0.0.1", "-p", &self.nats.to_string(), "-m"];
+        let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
+        arguments.push(monitor.to_string());
+        let mut nats = Child::start("nats", Path::new("nats-server"), &arguments, &self.folder)?;
+        wait_until_ok("NATS's /healthz", &mut nats, monitor, "/healthz").await?;
+        self.stores.push(nats);
+        Ok(())
+    }
+
+    /// Kills etcd and NATS without warning. Returns what they were.
+    pub async fn kill_stores(&mut self) -> Vec<String> {
+        let mut killed = Vec::new();
+        for mut store in self.stores.drain(..) {
+            store.kill_now().await;
+            killed.push(store.name().to_owned());
+        }
+        killed
+    }
+
+    /// Starts them again, with what they had on disk.
+    ///
+    /// # Errors
+    ///
+    /// [`StackError`].
+    pub async fn revive_stores(&mut self) -> Result<(), StackError> {
+        self.start_etcd().await?;
+        self.start_nats().await
     }
 
     fn environment(&self) -> Vec<(&'static str, String)> {
