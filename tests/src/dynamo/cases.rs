@@ -44,6 +44,8 @@ pub struct Case {
     pub pools: Pools,
     /// How the gateway names the worker.
     pub mode: Mode,
+    /// Whether the workers are replaced by another generation under load.
+    pub rolls_out: bool,
 }
 
 impl Case {
@@ -65,6 +67,7 @@ pub const CASES: [Case; 7] = [
         engine: "vllm",
         pools: Pools::Aggregated,
         mode: Mode::Endpoint,
+        rolls_out: true,
     },
     Case {
         name: "file-nats",
@@ -73,6 +76,7 @@ pub const CASES: [Case; 7] = [
         engine: "vllm",
         pools: Pools::Aggregated,
         mode: Mode::Body,
+        rolls_out: false,
     },
     Case {
         name: "etcd-zmq",
@@ -81,6 +85,7 @@ pub const CASES: [Case; 7] = [
         engine: "vllm",
         pools: Pools::Aggregated,
         mode: Mode::Body,
+        rolls_out: false,
     },
     Case {
         name: "etcd-zmq-disagg",
@@ -89,6 +94,7 @@ pub const CASES: [Case; 7] = [
         engine: "vllm",
         pools: Pools::Disaggregated,
         mode: Mode::Endpoint,
+        rolls_out: false,
     },
     Case {
         name: "file-nats-disagg",
@@ -97,6 +103,7 @@ pub const CASES: [Case; 7] = [
         engine: "vllm",
         pools: Pools::Disaggregated,
         mode: Mode::Body,
+        rolls_out: false,
     },
     Case {
         name: "file-zmq-sglang",
@@ -105,6 +112,7 @@ pub const CASES: [Case; 7] = [
         engine: "sglang",
         pools: Pools::Aggregated,
         mode: Mode::Endpoint,
+        rolls_out: false,
     },
     Case {
         name: "file-zmq-trtllm",
@@ -113,5 +121,6 @@ pub const CASES: [Case; 7] = [
         engine: "trtllm",
         pools: Pools::Aggregated,
         mode: Mode::Endpoint,
+        rolls_out: false,
     },
 ];

@@ -1,14 +1,16 @@
 //! Interop: the checks of one case after the other.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::time::sleep;
 
 use super::cases::{CASES, Case, Pools};
 use super::peers::Peers;
-use super::traffic::{Served, conversations, send};
+use super::traffic::{Clients, Served, conversations, send};
 use super::truth::settled;
 use crate::stack::conversations::{Numbers, Shape};
 use crate::stack::gateway::Gateway;
@@ -36,6 +38,9 @@ const OUTAGE_SHAPE: Shape = Shape {
     user_words: 60,
     answer_tokens: 8,
 };
+
+/// Requests answered before and after each step of a rollout.
+const AROUND_A_CHANGE: usize = 20;
 
 /// Requests sent one by one, each when everything is known of the one before.
 const QUIET_REQUESTS: usize = 12;
@@ -122,6 +127,9 @@ impl Checks<'_> {
         );
         self.quiet(seed, report).await;
         self.outage(seed, report).await;
+        if self.case.rolls_out {
+            self.rollout(seed, report).await;
+        }
         let deadline = Instant::now() + CATCH_UP_WITHIN;
         let mut bookings = self.gateway.stat("warmpath_bookings$").await;
         while bookings != Some(0) && Instant::now() < deadline {
@@ -151,6 +159,99 @@ impl Checks<'_> {
             }
         }
         Ok(started.elapsed())
+    }
+
+    /// All workers are replaced by another generation, in a namespace of its own,
+    /// while requests flow and nothing of ours is restarted.
+    async fn rollout(&mut self, seed: u64, report: &mut Report) {
+        let before = self.listed().await;
+        let clients = Clients::start(&self.gateway.address(), seed ^ 0x2011);
+        self.answered(&clients).await;
+        let started = self.peers.start_next_generation();
+        let both = self.until(|listed| listed.len() > before.len()).await;
+        self.answered(&clients).await;
+        self.peers.stop_first_generation().await;
+        let next = self.until(|listed| listed.is_disjoint(&before)).await;
+        self.answered(&clients).await;
+        let outcomes = clients.stop().await;
+        self.check(
+            report,
+            "rollout: both generations are seen, then the next one alone",
+            started.is_ok()
+                && both.len() > before.len()
+                && next.is_disjoint(&before)
+                && !next.is_empty(),
+            format_args!("{} workers, then {}, then {}", before.len(), both.len(), next.len()),
+        );
+        // A frontend that sees both generations draws one of them for itself, and
+        // refuses a worker of the other; one whose worker has just gone refuses
+        // it, too. In a cluster each pod's frontend knows its own generation, and
+        // readiness goes before the worker does.
+        let (refused, failed): (Vec<&String>, Vec<&String>) = outcomes
+            .iter()
+            .filter_map(|it| it.as_ref().err())
+            .partition(|it| it.starts_with("400"));
+        self.check(
+            report,
+            "rollout: no request fails but at a frontend that does not know the worker",
+            failed.is_empty() && !outcomes.is_empty(),
+            format_args!(
+                "{} requests, {} refused, {} failed {:?}",
+                outcomes.len(),
+                refused.len(),
+                failed.len(),
+                failed.first()
+            ),
+        );
+        let served: Vec<&Served> = outcomes.iter().flatten().collect();
+        let wrong = served.iter().filter(|it| !self.is_obeyed(it)).count();
+        self.check(
+            report,
+            "rollout: whoever was chosen has served",
+            wrong == 0 && !served.is_empty(),
+            format_args!("{} of {}", served.len() - wrong, served.len()),
+        );
+        let outcomes = conversations(&self.gateway.address(), &OUTAGE_SHAPE, seed ^ 0x2012).await;
+        let strangers = outcomes
+            .iter()
+            .flatten()
+            .filter(|it| it.chosen.is_none_or(|(worker, _)| !next.contains(&worker)));
+        let strangers = strangers.count();
+        self.check(
+            report,
+            "rollout: afterwards everything goes to the next generation",
+            strangers == 0 && outcomes.iter().all(Result::is_ok),
+            format_args!("{} requests, {strangers} elsewhere", outcomes.len()),
+        );
+        let known = self.settle().await;
+        self.check(report, "rollout: the index is right", known.is_ok(), format_args!("{known:?}"));
+    }
+
+    /// Waits for some more requests of the clients.
+    async fn answered(&self, clients: &Clients) {
+        let (wanted, deadline) = (clients.asked() + AROUND_A_CHANGE, Instant::now() + READY_WITHIN);
+        while clients.asked() < wanted && Instant::now() < deadline {
+            sleep(POLL_START).await;
+        }
+    }
+
+    /// Ids of the workers that the sidecar lists.
+    async fn listed(&self) -> BTreeSet<u64> {
+        let state = self.gateway.state().await.unwrap_or_default();
+        let workers = state.get("workers").and_then(Value::as_array).cloned().unwrap_or_default();
+        workers.iter().filter_map(|worker| worker.get("id")?.as_u64()).collect()
+    }
+
+    /// Waits until the workers are as wished; returns those that are there then.
+    async fn until(&self, is_right: impl Fn(&BTreeSet<u64>) -> bool) -> BTreeSet<u64> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            let listed = self.listed().await;
+            if is_right(&listed) || Instant::now() > deadline {
+                return listed;
+            }
+            sleep(POLL_START).await;
+        }
     }
 
     /// etcd and NATS are killed and come back: no request fails, and everything
@@ -204,7 +305,7 @@ impl Checks<'_> {
                 wrong.first()
             ),
         );
-        let ranks: std::collections::BTreeSet<_> = served.iter().map(|it| it.chosen).collect();
+        let ranks: BTreeSet<_> = served.iter().map(|it| it.chosen).collect();
         self.check(
             report,
             &format!("{what}: several ranks are used"),

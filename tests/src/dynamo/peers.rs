@@ -25,6 +25,10 @@ const BLOCKS: u32 = 256;
 /// Times that the mocked engines are faster than real ones.
 const SPEEDUP: u32 = 50;
 
+/// Where the workers of the next generation serve: the namespace has the hash of
+/// another specification behind it.
+const NEXT_GENERATION: &str = "dyn://dynamo-0a1b2c3d.backend.generate";
+
 /// Port of the first worker's system server; the others follow.
 const SYSTEM_PORTS_FROM: usize = 18_100;
 
@@ -173,6 +177,31 @@ impl Peers {
         wait_until_ok("NATS's /healthz", &mut nats, monitor, "/healthz").await?;
         self.stores.push(nats);
         Ok(())
+    }
+
+    /// Starts another generation of aggregated workers beside those that are
+    /// there, in a namespace of its own, as a rollout does.
+    ///
+    /// # Errors
+    ///
+    /// If a process cannot be started.
+    pub fn start_next_generation(&mut self) -> Result<(), StackError> {
+        for at in 0..2 {
+            let more = ["--data-parallel-size", "2", "--endpoint", NEXT_GENERATION];
+            self.start_worker(&format!("next-{at}"), &more)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the workers that were there first, one after the other, as a rollout
+    /// does.
+    pub async fn stop_first_generation(&mut self) {
+        let (next, first): (Vec<Child>, Vec<Child>) =
+            self.workers.drain(..).partition(|worker| worker.name().starts_with("next-"));
+        self.workers = next;
+        for worker in first {
+            worker.stop().await;
+        }
     }
 
     /// Kills etcd and NATS without warning. Returns what they were.

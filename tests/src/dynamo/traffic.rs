@@ -1,12 +1,23 @@
 //! Traffic: requests through the gateway, and who has served them, as Dynamo's
 //! frontend says.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::peers::MODEL;
 use crate::stack::client::{Response, post};
-use crate::stack::conversations::{Conversations, Shape};
+use crate::stack::conversations::{Conversations, Numbers, Shape};
 use crate::stack::limits::REQUEST_WITHIN;
+
+/// Clients that ask all the time during a rollout.
+const CLIENTS: u64 = 4;
+
+/// Turns of one of their conversations.
+const TURNS: usize = 4;
 
 /// Requests that are in flight at the same time in the concurrent part.
 const CONCURRENT: usize = 8;
@@ -109,6 +120,68 @@ pub async fn conversations(gateway: &str, shape: &Shape, seed: u64) -> Vec<Resul
                 session.answered(served.text.clone());
             }
             outcomes.push(outcome);
+        }
+    }
+    outcomes
+}
+
+/// Clients that ask all the time, until they are stopped.
+pub struct Clients {
+    stop: CancellationToken,
+    tasks: JoinSet<Vec<Result<Served, String>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Clients {
+    /// Starts them.
+    #[must_use]
+    pub fn start(gateway: &str, seed: u64) -> Self {
+        let (stop, asked) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+        let mut tasks = JoinSet::new();
+        for client in 0..CLIENTS {
+            let numbers = Numbers::new(seed ^ (client << 32));
+            tasks.spawn(ask(gateway.to_owned(), numbers, stop.clone(), Arc::clone(&asked)));
+        }
+        Self { stop, tasks, asked }
+    }
+
+    /// Requests answered so far, in whatever way.
+    #[must_use]
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Stops them, each after its present request.
+    pub async fn stop(mut self) -> Vec<Result<Served, String>> {
+        self.stop.cancel();
+        let mut outcomes = Vec::new();
+        while let Some(client) = self.tasks.join_next().await {
+            outcomes.extend(client.unwrap_or_else(|error| vec![Err(error.to_string())]));
+        }
+        outcomes
+    }
+}
+
+async fn ask(
+    gateway: String,
+    mut numbers: Numbers,
+    stop: CancellationToken,
+    asked: Arc<AtomicUsize>,
+) -> Vec<Result<Served, String>> {
+    let mut outcomes = Vec::new();
+    while !stop.is_cancelled() {
+        let mut messages = vec![("system", numbers.text(60))];
+        for _ in 0..TURNS {
+            messages.push(("user", numbers.text(40)));
+            let outcome = send(&gateway, &messages, 8).await;
+            if let Ok(served) = &outcome {
+                messages.push(("assistant", served.text.clone()));
+            }
+            outcomes.push(outcome);
+            asked.fetch_add(1, Ordering::Relaxed);
+            if stop.is_cancelled() {
+                break;
+            }
         }
     }
     outcomes
