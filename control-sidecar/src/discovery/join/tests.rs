@@ -383,6 +383,28 @@ fn a_record_that_speaks_for_another_worker_is_dropped() {
 }
 
 #[test]
+fn a_channel_that_another_worker_wrote_is_not_heard() {
+    let mut captured = captures::resource();
+    change(&mut captured, "v1/mdc", |it| it["card_json"]["needs"] = json!([]));
+    let stream = |listing: &Listing| join(listing, &rules()).ranks[0].stream.clone().unwrap();
+    let own = captures::listing(&captured, captures::resource_author());
+    let expected = stream(&own);
+    let is_channel = |key: &Key| key.to_string().contains("event_channels");
+    let mut forged: Captured = captured.into_iter().filter(|(key, _)| is_channel(key)).collect();
+    change(&mut forged, "kv-events", |it| {
+        it["transport"]["config"]["endpoint"] = json!("tcp://10.9.9.9:9");
+    });
+    let forger = Author { instance: Some(7), ..captures::resource_author() };
+    let forged = captures::listing(&forged, forger);
+    for before in [false, true] {
+        let mut both = own.clone();
+        let at = if before { 0 } else { both.entries.len() };
+        both.entries.splice(at..at, forged.entries.clone());
+        assert_eq!(stream(&both), expected);
+    }
+}
+
+#[test]
 fn requests_go_where_the_rule_says() {
     let mut captured = captures::file();
     let endpoint = |captured: &Captured, frontend| {
