@@ -1,5 +1,7 @@
 //! Sections with and without mistakes, and what the environment says.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::config::{Config, Overrides, WorkerSource};
 
@@ -140,4 +142,22 @@ fn mistakes_are_named() {
     }
     let mistakes = parse("", &[("DYN_DISCOVERY_BACKEND", "mem")]).unwrap_err();
     assert!(mistakes.contains("DYN_DISCOVERY_BACKEND is \"mem\""), "{mistakes}");
+}
+
+proptest! {
+    #[test]
+    fn generations_belong_to_their_namespace_alone(
+        name in "[a-z0-9-]{1,20}", generation in "[0-9a-f]{8}", other in "[a-z0-9-]{0,20}",
+    ) {
+        let exact = NamespaceRule::Exact(name.clone());
+        let next = format!("{name}-{generation}");
+        prop_assert!(exact.admits(&name) && exact.admits(&next));
+        let longer = format!("{next}0");
+        prop_assert!(!exact.admits(&longer));
+        let is_generation = other.strip_prefix(&format!("{name}-")).is_some_and(is_generation);
+        prop_assert_eq!(exact.admits(&other), other == name || is_generation);
+        let prefix = NamespaceRule::Prefix(name.clone());
+        prop_assert!(prefix.admits(&next));
+        prop_assert_eq!(prefix.admits(&other), other.starts_with(&name));
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use warmpath_core::ids::WorkerId;
 
-use super::super::listing::{Listing, Problems};
+use super::super::listing::{Author, Listing, Problems};
 use super::super::record::{ChannelTransport, EndpointPath, Record, Scope, SourceRecord};
 use super::{Listed, Rules};
 use crate::fleet::{Channel, LoadKind, LoadStream, PlanePublisher, PlaneStream};
@@ -28,11 +28,26 @@ struct LoadChannel<'a> {
     instance: Option<u64>,
 }
 
+/// The instance that wrote a record, where the backend vouches for that: then
+/// nobody else's channel can stand in for its own.
+type Voucher = Option<u64>;
+
+fn voucher(author: &Author) -> Voucher {
+    author.instance.filter(|_| author.vouched)
+}
+
+/// What one publisher publishes for a rank.
+#[derive(Clone, Copy, Debug)]
+struct Source<'a> {
+    record: &'a SourceRecord,
+    voucher: Voucher,
+}
+
 /// All publishers of a listing.
 #[derive(Debug)]
 pub(super) struct Publishers<'a> {
-    sources: HashMap<(&'a EndpointPath, u64, u32), BTreeMap<u64, &'a SourceRecord>>,
-    channels: HashMap<(&'a EndpointPath, &'a str, u64), &'a ChannelTransport>,
+    sources: HashMap<(&'a EndpointPath, u64, u32), BTreeMap<u64, Source<'a>>>,
+    channels: HashMap<(&'a EndpointPath, u64, Voucher), &'a ChannelTransport>,
     loads: Vec<LoadChannel<'a>>,
 }
 
@@ -49,12 +64,16 @@ impl<'a> Publishers<'a> {
                         continue;
                     };
                     let of_rank = all.sources.entry((path, instance, rank)).or_default();
-                    of_rank.insert(source.publisher, source);
+                    let voucher = voucher(&entry.author);
+                    of_rank.insert(source.publisher, Source { record: source, voucher });
                 }
                 Record::Channel(channel) => {
                     let Scope::Endpoint(path) = &channel.scope else { continue };
                     let (topic, publisher) = (channel.topic.as_str(), channel.publisher);
-                    all.channels.insert((path, topic, publisher), &channel.transport);
+                    if topic == KV_EVENTS {
+                        let key = (path, publisher, voucher(&entry.author));
+                        all.channels.insert(key, &channel.transport);
+                    }
                     let load = matches!(topic, KV_METRICS | FORWARD_PASS);
                     if load && rules.namespaces.admits(&path.namespace) {
                         let transport = &channel.transport;
@@ -86,13 +105,13 @@ impl<'a> Publishers<'a> {
         let (Some((publisher, source)), None) = (sources.next(), sources.next()) else {
             return Err("ambiguous_publisher");
         };
-        let channel = match self.channels.get(&(path, KV_EVENTS, *publisher)) {
+        let channel = match self.channels.get(&(path, *publisher, source.voucher)) {
             Some(ChannelTransport::Zmq(address)) => Channel::Direct(address.clone()),
             // Publishers on brokers are not recorded as channels.
             Some(ChannelTransport::Subject) | None => Channel::Subject(subject(path, KV_EVENTS)),
             Some(ChannelTransport::Unusable) => return Err("bad_channel"),
         };
-        Ok(PlaneStream { publisher: *publisher, channel, recovery: source.recovery.clone() })
+        Ok(PlaneStream { publisher: *publisher, channel, recovery: source.record.recovery.clone() })
     }
 
     /// Where the listed workers say how busy they are.

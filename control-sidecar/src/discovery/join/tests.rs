@@ -51,6 +51,17 @@ fn moved(captured: &Captured, namespace: &str) -> Captured {
     captured.iter().zip(values).map(|((old, _), value)| (key(old), value)).collect()
 }
 
+/// The file capture's records, of another instance.
+fn renumbered(captured: &Captured, id: u64) -> Captured {
+    let text = |it: &str| {
+        let it = it.replace("83df8211c5f328d8", &format!("{id:x}"));
+        it.replace("9502456751622138072", &id.to_string())
+    };
+    let value = |it: &Value| serde_json::from_str(&text(&it.to_string())).unwrap();
+    let key = |key: &Key| Key { rest: text(&key.rest), bucket: key.bucket };
+    captured.iter().map(|(name, it)| (key(name), value(it))).collect()
+}
+
 #[test]
 fn the_file_capture_is_two_ranks_of_one_worker() {
     let fleet = fleet_of(&captures::file());
@@ -208,16 +219,7 @@ fn generations_are_taken_as_the_rule_says() {
     assert!(prefix.admits("dynamo") && prefix.admits("dynamo-other") && !prefix.admits("dynam"));
     // Two generations side by side: equal content is one model, other content
     // a second of the same name.
-    let renumbered = |captured: Captured| -> Captured {
-        let text =
-            |it: String| it.replace("83df8211c5f328d8", "17").replace("9502456751622138072", "23");
-        let value = |it: &Value| serde_json::from_str(&text(it.to_string())).unwrap();
-        captured
-            .iter()
-            .map(|(key, it)| (Key { rest: text(key.rest.clone()), ..key.clone() }, value(it)))
-            .collect()
-    };
-    let next = renumbered(moved(&captures::file(), "dynamo-0123abcd"));
+    let next = renumbered(&moved(&captures::file(), "dynamo-0123abcd"), 23);
     let mut both = captures::file();
     both.extend(next.clone());
     let fleet = fleet_of(&both);
@@ -383,6 +385,28 @@ fn a_record_that_speaks_for_another_worker_is_dropped() {
 }
 
 #[test]
+fn a_channel_that_another_worker_wrote_is_not_heard() {
+    let mut captured = captures::resource();
+    change(&mut captured, "v1/mdc", |it| it["card_json"]["needs"] = json!([]));
+    let stream = |listing: &Listing| join(listing, &rules()).ranks[0].stream.clone().unwrap();
+    let own = captures::listing(&captured, captures::resource_author());
+    let expected = stream(&own);
+    let is_channel = |key: &Key| key.to_string().contains("event_channels");
+    let mut forged: Captured = captured.into_iter().filter(|(key, _)| is_channel(key)).collect();
+    change(&mut forged, "kv-events", |it| {
+        it["transport"]["config"]["endpoint"] = json!("tcp://10.9.9.9:9");
+    });
+    let forger = Author { instance: Some(7), ..captures::resource_author() };
+    let forged = captures::listing(&forged, forger);
+    for before in [false, true] {
+        let mut both = own.clone();
+        let at = if before { 0 } else { both.entries.len() };
+        both.entries.splice(at..at, forged.entries.clone());
+        assert_eq!(stream(&both), expected);
+    }
+}
+
+#[test]
 fn requests_go_where_the_rule_says() {
     let mut captured = captures::file();
     let endpoint = |captured: &Captured, frontend| {
@@ -417,6 +441,34 @@ fn a_publisher_or_a_pod_anew_is_another_life() {
     let unheard = without(&captured, "v1/event_sources");
     assert_ne!(life(&unheard, Author::default()), first);
     assert_eq!(reasons(&fleet_of(&unheard)), ["no_event_source"; 2]);
+}
+
+#[test]
+fn workers_and_models_beyond_the_limits_are_refused() {
+    let many = |count: u64, with: &dyn Fn(&mut Value, u64)| {
+        let mut all = Captured::new();
+        for id in 1..=count {
+            let mut one = renumbered(&captures::file(), id);
+            change(&mut one, "v1/mdc", |it| with(&mut it["card_json"], id));
+            all.extend(one);
+        }
+        fleet_of(&all)
+    };
+    let fleet = many(9, &|card, _| {
+        card["runtime_config"]["data_parallel_size"] = json!(1024);
+        card["runtime_config"]["kv_event_publishing_enabled"] = json!(false);
+    });
+    assert_eq!(
+        (fleet.ranks.len(), reasons(&fleet)),
+        (ROSTER_WORKERS_MAX, vec!["too_many_workers"])
+    );
+    let fleet = many(66, &|card, id| card["display_name"] = json!(format!("m{id}")));
+    assert_eq!((fleet.models.len(), fleet.ranks.len()), (64, 128));
+    assert_eq!(reasons(&fleet).iter().filter(|it| **it == "too_many_models").count(), 2);
+    let fleet = many(300, &|card, _| card["worker_type"] = json!("encode"));
+    assert_eq!(fleet.problems.len(), 257);
+    assert_eq!(fleet.problems[256].reason, "too_many_problems");
+    assert_eq!(fleet.problems[256].of, "44 more");
 }
 
 #[test]

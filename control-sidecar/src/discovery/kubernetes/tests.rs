@@ -261,6 +261,17 @@ async fn a_list_that_fails_empties_nothing() {
     }
 }
 
+#[test]
+fn a_client_can_speak_tls() {
+    // It panics when the process has no one provider of cryptography, which
+    // depends on what all dependencies together ask for.
+    let mut config = kube::Config::new("https://127.0.0.1:1".parse().unwrap());
+    config.root_cert = Some(Vec::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    assert!(Client::try_from(config).is_ok());
+}
+
 /// Group, resource and verb of every rule in a role of the manifests.
 fn granted(role: &Value) -> BTreeSet<Right> {
     let words = |rule: &Value, name: &str| -> Vec<String> {
