@@ -13,7 +13,7 @@
 //!   or the deadline, neither cards nor rosters are written: filters keep what an
 //!   earlier life of the sidecar has told them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -29,19 +29,16 @@ use warmpath_core::roster::Parity;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::discovery::ListEvent;
-use crate::fleet::{Fleet, ListedRank, LoadStream, Problem, RankLoad, RankStream};
-use crate::limits::{FLUSH_AFTER, LOAD_STREAMS_MAX, ROSTER_AFTER};
+use crate::fleet::{Fleet, ListedRank, Problem, RankLoad};
+use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
 use crate::metrics::Metrics;
 use crate::model::LoadedModel;
 use crate::model::catalog::{Catalog, Progress};
 use crate::model::loader::{Attempt, Loader};
 use crate::publish::service::Shared;
-use crate::source::load::follow_load;
-use crate::source::plane::{PlaneSpec, follow_plane};
-use crate::source::pull::{PullSpec, follow_pull};
 use crate::source::sequence::Loss;
-use crate::source::zmq::{StreamSpec, follow};
-use crate::source::{SharedView, Transports, Update, View, new_view};
+use crate::source::start::{Following, Loads, Starter};
+use crate::source::{SharedView, Transports, Update, View};
 use crate::state::State;
 use crate::state::counts::Counts;
 use crate::state::rank::Held;
@@ -135,29 +132,11 @@ pub struct Inputs {
 struct Followed {
     listed: ListedRank,
     view: Option<SharedView>,
-    task: Option<AbortHandle>,
+    task: Option<Following>,
     synced: bool,
     was_connected: bool,
     applied: Option<u64>,
     last_loss: Option<Loss>,
-}
-
-impl Drop for Followed {
-    fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
-    }
-}
-
-/// A load stream's task, which ends when the stream leaves the list.
-#[derive(Debug)]
-struct LoadTask(AbortHandle);
-
-impl Drop for LoadTask {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// Owns the state.
@@ -166,9 +145,8 @@ pub struct Keeper {
     state: State,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    updates_in: mpsc::Sender<Update>,
+    starter: Starter,
     updates: mpsc::Receiver<Update>,
-    transports: Transports,
     followed: BTreeMap<u16, Followed>,
     loader: Loader,
     catalog: Catalog,
@@ -179,7 +157,7 @@ pub struct Keeper {
     problems: Vec<Problem>,
     /// How busy each listed rank is.
     loads: BTreeMap<Worker, RankLoad>,
-    load_tasks: HashMap<LoadStream, LoadTask>,
+    load_streams: Loads,
     has_list: bool,
     has_published: bool,
     list_error: Option<String>,
@@ -203,13 +181,14 @@ impl Keeper {
         updates_max: usize,
     ) -> Self {
         let (updates_in, updates) = mpsc::channel(updates_max);
+        let metrics = Arc::clone(&shared.metrics);
+        let starter = Starter { transports, updates: updates_in, metrics };
         Self {
             state: State::new(),
             metrics: Arc::clone(&shared.metrics),
             shared,
-            updates_in,
+            starter,
             updates,
-            transports,
             followed: BTreeMap::new(),
             loader,
             catalog: Catalog::default(),
@@ -218,7 +197,7 @@ impl Keeper {
             cards_changed: false,
             problems: Vec::new(),
             loads: BTreeMap::new(),
-            load_tasks: HashMap::new(),
+            load_streams: Loads::default(),
             has_list: false,
             has_published: false,
             list_error: None,
@@ -232,7 +211,7 @@ impl Keeper {
     /// Where updates go in; for sources, and for tests in their place.
     #[must_use]
     pub fn updates(&self) -> mpsc::Sender<Update> {
-        self.updates_in.clone()
+        self.starter.updates.clone()
     }
 
     /// Works until the stop.
@@ -484,7 +463,7 @@ impl Keeper {
         for (worker, _) in &changes.added {
             self.loads.insert(*worker, RankLoad::default());
         }
-        self.follow_loads(fleet.load_streams);
+        self.load_streams.follow(fleet.load_streams, &self.starter);
         let mut slots: BTreeMap<Worker, WorkerSlot> = changes.added.iter().copied().collect();
         let known: BTreeMap<Worker, WorkerSlot> =
             self.state.tracked().map(|tracked| (tracked.spec.worker, tracked.slot)).collect();
@@ -558,86 +537,17 @@ impl Keeper {
         });
     }
 
-    /// Follows the load streams of a new list, and no others any more.
-    fn follow_loads(&mut self, streams: Vec<LoadStream>) {
-        let mut before = core::mem::take(&mut self.load_tasks);
-        for stream in streams {
-            if self.load_tasks.len() >= LOAD_STREAMS_MAX {
-                warn!("there are too many load streams; the last are left out");
-                self.metrics.load_dropped("too_many_streams");
-                break;
-            }
-            let task = before.remove(&stream).unwrap_or_else(|| {
-                let work = follow_load(
-                    stream.clone(),
-                    Arc::clone(&self.transports.hub),
-                    self.updates_in.clone(),
-                    Arc::clone(&self.metrics),
-                );
-                LoadTask(tokio::spawn(work).abort_handle())
-            });
-            self.load_tasks.insert(stream, task);
-        }
-    }
-
     fn follow(&self, slot: WorkerSlot, listed: ListedRank) -> Followed {
-        let mut followed = Followed {
-            view: None,
-            task: None,
+        let (task, view) = self.starter.rank(slot, &listed).unzip();
+        Followed {
+            listed,
+            view,
+            task,
             synced: false,
             was_connected: false,
             applied: None,
             last_loss: None,
-            listed,
-        };
-        if let Some(RankStream::Engine(stream)) = &followed.listed.stream {
-            let view = new_view();
-            let spec = StreamSpec {
-                worker: followed.listed.spec.worker,
-                slot,
-                engine: stream.engine,
-                events: stream.events.clone(),
-                replay: stream.replay.clone(),
-                strict_rank: stream.one_of_many,
-            };
-            let work =
-                follow(spec, self.updates_in.clone(), Arc::clone(&view), Arc::clone(&self.metrics));
-            followed.task = Some(tokio::spawn(work).abort_handle());
-            followed.view = Some(view);
         }
-        if let Some(RankStream::Pull(stream)) = &followed.listed.stream {
-            let view = new_view();
-            let spec = &followed.listed.spec;
-            let pull = PullSpec {
-                worker: spec.worker,
-                slot,
-                url: stream.url.clone(),
-                block_size: spec.shape.block_size,
-            };
-            let work = follow_pull(
-                pull,
-                Arc::clone(&self.transports.pulls),
-                self.updates_in.clone(),
-                Arc::clone(&view),
-                Arc::clone(&self.metrics),
-            );
-            followed.task = Some(tokio::spawn(work).abort_handle());
-            followed.view = Some(view);
-        }
-        if let Some(RankStream::Plane(stream)) = &followed.listed.stream {
-            let view = new_view();
-            let worker = followed.listed.spec.worker;
-            let work = follow_plane(
-                PlaneSpec { worker, slot, stream: stream.clone() },
-                self.transports.clone(),
-                self.updates_in.clone(),
-                Arc::clone(&view),
-                Arc::clone(&self.metrics),
-            );
-            followed.task = Some(tokio::spawn(work).abort_handle());
-            followed.view = Some(view);
-        }
-        followed
     }
 
     fn report(&self) -> Report {

@@ -9,6 +9,7 @@ pub mod load;
 pub mod plane;
 pub mod pull;
 pub mod sequence;
+pub mod start;
 pub mod zmq;
 pub mod zmtp;
 

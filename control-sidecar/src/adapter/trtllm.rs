@@ -337,8 +337,9 @@ mod tests {
             let text = fixture("trtllm-events.json")["poll_events"].to_string();
             let places: Vec<_> = text.match_indices(':').map(|(at, _)| at + 1).collect();
             let at = places[cut.index(places.len())];
-            let end = text[at..].find([',', '}', ']']).map_or(text.len(), |end| at + end);
-            let damaged = format!("{}{word}{}", &text[..at], &text[end..]);
+            let (before, value) = text.split_at(at);
+            let (_, after) = value.split_at(value.find([',', '}', ']']).unwrap());
+            let damaged = format!("{before}{word}{after}");
             let _ = decode_pulled(damaged.as_bytes(), 4);
         }
     }

@@ -13,7 +13,7 @@ use reqwest::Client;
 use reqwest::redirect::Policy;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::info;
 use warmpath_core::ids::{Worker, WorkerSlot};
 
@@ -120,7 +120,8 @@ impl Server {
         let address = format!("{}/kv_cache_events", self.url.trim_end_matches('/'));
         let client =
             Client::builder().timeout(PULL_TIMEOUT).no_proxy().redirect(Policy::none()).build();
-        let mut ticks = interval(PULL_EVERY);
+        // Not at once: all ranks of a server are to share its first answer.
+        let mut ticks = interval_at(Instant::now() + PULL_EVERY, PULL_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

@@ -13,5 +13,6 @@ mod dynamo;
 mod feed;
 mod plane;
 mod program;
+mod pull;
 mod sources;
 mod support;

@@ -15,7 +15,8 @@ pub enum Answer {
         /// Number of the last event that they show.
         last: u64,
     },
-    /// All that the rank holds, as events with numbers that mean nothing.
+    /// All that the rank holds, as events with numbers that mean nothing. There
+    /// are removals among them, of blocks in the middle of runs.
     Dump {
         /// In order.
         events: Vec<RouterEvent>,
