@@ -76,6 +76,14 @@ test-real-tokenizers: ## Tokens of five real tokenizers against Hugging Face's
 	@WARMPATH_REAL_TOKENIZERS="$(CURDIR)/.cache/tokenizers" \
 		cargo test --release --locked -p warmpath-tests --test real_tokenizers -- --nocapture
 
+.PHONY: fuzz
+fuzz: ## Fuzz every decoder for FUZZ_SECONDS (20) each: last line "N passed, N failed"
+	@scripts/fuzz.sh
+
+.PHONY: bench-ingest
+bench-ingest: ## Block events a second from an engine's bytes to the feed, and the memory it takes
+	@cargo bench --locked -p warmpath-sidecar --bench ingest
+
 ##@ Else
 
 .PHONY: help

@@ -32,6 +32,9 @@ command_rust() {
 have_c_compiler() { command -v cc; }
 command_c_compiler() { apt_install gcc libc6-dev; }
 
+have_cxx_compiler() { command -v c++; }
+command_cxx_compiler() { apt_install g++; }
+
 # Not the program alone: Debian has the types that every definition imports in a
 # package of their own.
 have_protoc() {
@@ -122,13 +125,14 @@ have_nats() { nats-server --version 2>/dev/null; }
 command_nats() { apt_install nats-server; }
 
 RUN_NEEDS=(rust c_compiler protoc wasm_sources wasm_linker python_venv envoy node qwen3)
-TEST_NEEDS=(check_python rust_lints wasm_runner etcd nats)
+TEST_NEEDS=(check_python rust_lints wasm_runner etcd nats cxx_compiler)
 
 # What each need is for, and whether the work can go on without it.
 about() {
   case $1 in
     rust) echo "required|Rust 1.$RUST_MINOR_MIN or newer" ;;
     c_compiler) echo 'required|C compiler (links the native programs)' ;;
+    cxx_compiler) echo 'optional|C++ compiler (make fuzz)' ;;
     protoc) echo 'required|protoc with its standard types (builds the etcd client)' ;;
     etcd) echo 'required|etcd (make test, make test-dynamo)' ;;
     nats) echo 'required|NATS server (make test, make test-dynamo)' ;;

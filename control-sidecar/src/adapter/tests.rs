@@ -13,6 +13,8 @@ use warmpath_core::ids::EngineHash;
 
 use super::*;
 
+mod captures;
+
 pub(crate) fn fixture(name: &str) -> serde_json::Value {
     let path = format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()

@@ -1,0 +1,40 @@
+//! An entry of the ring log, as another VM (perhaps of another release) left it.
+//!
+//! Input: the entry.
+
+use warmpath_core::entry::Entry;
+use warmpath_core::ids::{SequenceHash, WorkerSlot};
+use warmpath_core::load::{Booking, BookingId};
+use warmpath_core::replica::Replica;
+
+pub(super) fn seeds() -> Vec<Vec<u8>> {
+    let booking = Booking {
+        id: BookingId(1 << 40),
+        slot: WorkerSlot(3),
+        prefill_tokens: 77,
+        at_ms: 5,
+        blocks: (0..4).map(SequenceHash).collect(),
+    };
+    [
+        Entry::Feed(b"frame"),
+        Entry::Booked(booking),
+        Entry::PrefillDone(BookingId(9)),
+        Entry::Refreshed(BookingId(9), 10),
+        Entry::Freed(BookingId(9)),
+    ]
+    .iter()
+    .map(Entry::encode)
+    .collect()
+}
+
+pub(super) fn check(data: &[u8]) {
+    let entry = Entry::decode(data);
+    if let Ok(entry) = &entry {
+        assert_eq!(entry.encode(), data, "an entry has one form");
+    }
+    let mut replica = Replica::new(1_000);
+    replica.apply_entry(data);
+    replica.apply_entry(data);
+    let bad = replica.counters().bad_frames;
+    assert!(entry.is_ok() || bad == 2, "what cannot be read is counted");
+}
