@@ -60,6 +60,7 @@ pub(super) fn one_worker(head: u8) -> (State, WorkerSlot) {
         model: 0,
         shape: BlockShape { block_size, eagle: head & 4 != 0 },
         role: Role::Aggregated,
+        namespace: 0,
         endpoint: "127.0.0.1:9".to_owned(),
         total_kv_blocks: CACHE_BLOCKS,
         small_pages: head & 2 != 0,

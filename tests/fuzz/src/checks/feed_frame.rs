@@ -8,7 +8,7 @@ use warmpath_core::delta::{Delta, Operation, SnapshotStart, encode_operations};
 use warmpath_core::frame::{Frame, Kind};
 use warmpath_core::ids::{DpRank, SequenceHash, Worker, WorkerId, WorkerSlot};
 use warmpath_core::render::Flavour;
-use warmpath_core::roster::{Parity, Role, Roster, RosterWorker};
+use warmpath_core::roster::{Adapter, Parity, Role, Roster, RosterWorker};
 
 use super::fixtures::text;
 
@@ -38,9 +38,12 @@ pub(super) fn bodies() -> Vec<(Kind, Vec<u8>)> {
         model: 0,
         role: Role::Decode,
         parity: Parity::Unproven,
+        namespace: 1,
         endpoint: "[::1]:8000".to_owned(),
         total_kv_blocks: 100,
     };
+    let adapter =
+        Adapter { name: "sql".to_owned(), model: 0, lora: "sql-1".to_owned(), holders: vec![slot] };
     let template = text("tests/models/tiny/chat_template.jinja");
     let card = ModelCard {
         name: "tiny".to_owned(),
@@ -57,7 +60,7 @@ pub(super) fn bodies() -> Vec<(Kind, Vec<u8>)> {
     let blind = ModelCard { tokenizer: Err(Blind::Loading), templates: vec![], ..card.clone() };
     vec![
         (Kind::Delta, delta.clone()),
-        (Kind::Roster, Roster { workers: vec![worker] }.encode()),
+        (Kind::Roster, Roster { workers: vec![worker], adapters: vec![adapter] }.encode()),
         (Kind::Card, Cards { models: vec![card, blind] }.encode()),
         (Kind::Heartbeat, Vec::new()),
         (Kind::Resync, Vec::new()),

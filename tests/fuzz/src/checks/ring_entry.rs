@@ -14,10 +14,12 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         prefill_tokens: 77,
         at_ms: 5,
         blocks: (0..4).map(SequenceHash).collect(),
+        unshared_blocks: 0,
     };
     [
         Entry::Feed(b"frame"),
-        Entry::Booked(booking),
+        Entry::Booked(booking.clone()),
+        Entry::BookedPair { serving: booking.clone(), prefill: booking },
         Entry::PrefillDone(BookingId(9)),
         Entry::Refreshed(BookingId(9), 10),
         Entry::Freed(BookingId(9)),
