@@ -92,7 +92,12 @@ fn look(path: &Path, text: &Result<String, String>, models: &[ModelConfig]) -> L
 
 /// The fleet of a worker list, with the models of the configuration.
 fn listed(list: WorkerList, models: &[ModelConfig]) -> Fleet {
-    Fleet { models: models.iter().map(spec).collect(), ranks: list.ranks, ..Fleet::default() }
+    Fleet {
+        models: models.iter().map(spec).collect(),
+        ranks: list.ranks,
+        adapters: list.adapters,
+        ..Fleet::default()
+    }
 }
 
 fn spec(model: &ModelConfig) -> ModelSpec {

@@ -34,6 +34,7 @@ fn one_worker() -> (State, WorkerSlot) {
         small_pages: false,
         has_events: true,
         incarnation: 0,
+        namespace: 0,
     };
     let mut state = State::new();
     let slot = state.set_workers(&[spec]).added[0].1;

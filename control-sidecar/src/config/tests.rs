@@ -77,6 +77,24 @@ fn a_good_list_gives_one_entry_a_rank() {
 }
 
 #[test]
+fn workers_are_listed_with_their_adapters() {
+    let text = r#"
+workers:
+  - {id: 1, model: qwen3, endpoint: "127.0.0.1:1", adapters: [sql, chat]}
+  - {id: 2, model: qwen3, endpoint: "127.0.0.1:2", adapters: [sql], dp_size: 2}
+"#;
+    let list = WorkerList::parse(text, &models()).unwrap();
+    let held: Vec<_> =
+        list.adapters.iter().map(|it| (it.name.as_str(), it.lora.as_str(), &*it.holders)).collect();
+    let ids = [WorkerId(1), WorkerId(2)];
+    assert_eq!(held, [("sql", "sql", &ids[..]), ("chat", "chat", &ids[..1])]);
+    for (wrong, part) in [("[qwen3]", "is a model"), ("['']", "names have")] {
+        let mistakes = WorkerList::parse(&text.replace("[sql]", wrong), &models()).unwrap_err();
+        assert!(mistakes.to_string().contains(part), "{mistakes}");
+    }
+}
+
+#[test]
 fn the_same_list_may_stand_in_the_configuration() {
     let text = format!("{}{WORKERS}", GOOD.replace("workers_file: workers.yaml", ""));
     let WorkerSource::Inline(list) = parse(&text).unwrap().workers else { panic!() };

@@ -7,13 +7,15 @@ use std::net::SocketAddr;
 use siphasher::sip::SipHasher13;
 use warmpath_core::hash::BlockShape;
 use warmpath_core::ids::{DpRank, Worker, WorkerId};
-use warmpath_core::limits::{ENDPOINT_BYTES_MAX, ROSTER_WORKERS_MAX};
+use warmpath_core::limits::{
+    ADAPTER_NAME_BYTES_MAX, ADAPTERS_MAX, ENDPOINT_BYTES_MAX, ROSTER_WORKERS_MAX,
+};
 use warmpath_core::roster::Role;
 
 use super::fields::{Mistakes, Report, Section};
 use super::{ModelConfig, yaml};
 use crate::adapter::Engine;
-use crate::fleet::{EngineStream, ListedRank, RankStream};
+use crate::fleet::{AdapterSpec, EngineStream, ListedRank, RankStream};
 use crate::state::RankSpec;
 
 /// Instance ids have 53 bits, so that they survive as numbers of JSON.
@@ -45,6 +47,8 @@ pub fn raw_id_of_name(name: &str) -> u64 {
 pub struct WorkerList {
     /// In the order of the list.
     pub ranks: Vec<ListedRank>,
+    /// LoRA adapters that workers are listed with, by name.
+    pub adapters: Vec<AdapterSpec>,
 }
 
 impl WorkerList {
@@ -71,7 +75,11 @@ impl WorkerList {
         let mut endpoints: HashMap<(String, u32), usize> = HashMap::new();
         for (at, section) in root.sections("workers").into_iter().enumerate() {
             let path = format!("workers[{at}]");
-            for rank in read_worker(section, models).unwrap_or_default() {
+            let (ranks, adapters) = read_worker(section, models).unwrap_or_default();
+            if let Some(rank) = ranks.first() {
+                list.add_adapters(adapters, &rank.spec, &path, models, report);
+            }
+            for rank in ranks {
                 if let Some(first) = seen.insert(rank.spec.worker, at) {
                     report.add(&path, format!("is the same worker as workers[{first}]"));
                 }
@@ -95,7 +103,54 @@ impl WorkerList {
     }
 }
 
-fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Vec<ListedRank>> {
+impl WorkerList {
+    /// Notes that a worker holds adapters of its model.
+    fn add_adapters(
+        &mut self,
+        names: Vec<String>,
+        spec: &RankSpec,
+        path: &str,
+        models: &[ModelConfig],
+        report: &Report,
+    ) {
+        for name in names {
+            let mistake = |text: String| report.add(&format!("{path}.adapters"), text);
+            if name.is_empty() || name.len() > ADAPTER_NAME_BYTES_MAX {
+                mistake(format!("names have 1 to {ADAPTER_NAME_BYTES_MAX} bytes"));
+                continue;
+            }
+            if models.iter().any(|model| model.name == name || model.aliases.contains(&name)) {
+                mistake(format!("{name:?} is a model"));
+                continue;
+            }
+            let is_full = self.adapters.len() >= ADAPTERS_MAX;
+            let known = self.adapters.iter_mut().find(|it| it.name == name);
+            match known {
+                Some(adapter) if adapter.model == spec.model => {
+                    if !adapter.holders.contains(&spec.worker.id) {
+                        adapter.holders.push(spec.worker.id);
+                    }
+                }
+                Some(_) => mistake(format!("{name:?} is another model's adapter, too")),
+                None if is_full => {
+                    mistake(format!("at most {ADAPTERS_MAX} adapters together"));
+                }
+                None => self.adapters.push(AdapterSpec {
+                    lora: name.clone(),
+                    name,
+                    model: spec.model,
+                    holders: vec![spec.worker.id],
+                }),
+            }
+        }
+    }
+}
+
+/// One worker: its ranks, and the names of the adapters that it holds.
+fn read_worker(
+    mut section: Section<'_>,
+    models: &[ModelConfig],
+) -> Option<(Vec<ListedRank>, Vec<String>)> {
     let (id, name) = read_identity(&mut section);
     let model = read_model(&mut section, models);
     let endpoint = read_endpoint(&mut section);
@@ -115,6 +170,7 @@ fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Vec<L
     let start = section.number("dp_start_rank", 0, u64::from(u16::MAX)).unwrap_or(0);
     let size = section.number("dp_size", 1, DP_SIZE_MAX).unwrap_or(1);
     let total_kv_blocks = section.number("total_kv_blocks", 0, 1 << 40).unwrap_or(0);
+    let adapters = section.texts("adapters");
     let last_rank = start + size - 1;
     let events = read_tcp(&mut section, "kv_events", last_rank);
     let replay = read_tcp(&mut section, "replay", last_rank);
@@ -150,7 +206,7 @@ fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Vec<L
             namespace: None,
         })
         .collect();
-    Some(ranks)
+    Some((ranks, adapters))
 }
 
 fn read_identity(section: &mut Section<'_>) -> (Option<WorkerId>, Option<String>) {

@@ -19,13 +19,17 @@ fn seal(file: &mut [u8]) {
     }
 }
 
+/// Bytes that one byte becomes when a text is normalized: NFC takes some letters
+/// of three bytes apart into two, and a space becomes a sign of three.
+const NORMALIZED_BYTES_MAX: usize = 3;
+
 /// Loads and, if that succeeds, encodes; whether it loaded.
 fn survives(file: &[u8], texts: &[&str]) -> bool {
     let Ok(mut tokenizer) = Tokenizer::load(AlignedBytes::from_slice(file)) else { return false };
     for text in texts {
         let mut ids = Vec::new();
         if tokenizer.encode(text, &mut ids).is_ok() {
-            assert!(ids.len() <= text.len(), "more tokens than bytes");
+            assert!(ids.len() <= text.len() * NORMALIZED_BYTES_MAX, "more tokens than bytes");
         }
     }
     true

@@ -11,10 +11,13 @@
 use crate::ROOT;
 
 mod chat_template;
+mod discovery_record;
 mod engine_batch;
 mod feed_frame;
 mod fixtures;
 mod index_delta;
+mod plane_message;
+mod pulled_events;
 mod replica;
 mod request_body;
 mod response_usage;
@@ -46,9 +49,12 @@ macro_rules! targets {
 
 targets![
     chat_template,
+    discovery_record,
     engine_batch,
     feed_frame,
     index_delta,
+    plane_message,
+    pulled_events,
     replica,
     request_body,
     response_usage,
