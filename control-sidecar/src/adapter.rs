@@ -162,6 +162,10 @@ pub struct Batch {
     pub skipped: Vec<Skip>,
 }
 
+/// Events for which there is room from the start; an event's own bytes may be
+/// far fewer than what it becomes.
+const EVENTS_RESERVED_MAX: usize = 64;
+
 /// Decodes the payload of one message.
 ///
 /// - `engine`: whose conventions to follow.
@@ -245,22 +249,27 @@ fn read_events(
     if events > BATCH_EVENTS_MAX {
         return Err(DecodeError::TooManyEvents);
     }
+    batch.events.reserve(events.min(EVENTS_RESERVED_MAX));
     for _ in 0..events {
-        let start = *reader;
-        // Past the event whatever is wrong inside it; if it is not even
-        // MessagePack, the whole batch is unreadable.
-        reader.skip()?;
-        let mut inside = start;
+        let mut inside = *reader;
         match Fields::read(&mut inside, engine.slots()) {
-            Ok(fields) => finish(engine, &fields, batch),
-            Err(_) => batch.skipped.push(Skip::Malformed),
+            Ok(mut fields) => {
+                *reader = inside;
+                finish(engine, &mut fields, batch);
+            }
+            Err(_) => {
+                // Past the event whatever is wrong inside it; if it is not even
+                // MessagePack, the whole batch is unreadable.
+                reader.skip()?;
+                batch.skipped.push(Skip::Malformed);
+            }
         }
     }
     Ok(())
 }
 
 /// Turns the fields of one event into an event or a reason to skip it.
-fn finish(engine: Engine, fields: &Fields<'_>, batch: &mut Batch) {
+fn finish(engine: Engine, fields: &mut Fields<'_>, batch: &mut Batch) {
     let outcome = match fields.tag {
         None | Some(Tag::Unknown) => Err(Skip::UnknownEvent),
         Some(Tag::Cleared) => {

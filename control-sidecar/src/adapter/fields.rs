@@ -57,8 +57,27 @@ pub enum Read<T> {
 }
 
 impl<T> Read<T> {
-    fn of(outcome: Result<T, MsgpackError>) -> Self {
-        outcome.map_or(Self::Bad, Self::Value)
+    /// Reads the value that is next, and passes over one that is odd, so that it
+    /// leaves the rest readable.
+    fn next<'a>(
+        reader: &mut Reader<'a>,
+        read: impl FnOnce(&mut Reader<'a>) -> Result<T, MsgpackError>,
+    ) -> Result<Self, MsgpackError> {
+        let mut value = *reader;
+        if let Ok(read) = read(&mut value) {
+            *reader = value;
+            return Ok(Self::Value(read));
+        }
+        reader.skip()?;
+        Ok(Self::Bad)
+    }
+
+    /// Takes a value out that is there and possible.
+    fn take(&mut self) -> Option<T> {
+        match core::mem::take(self) {
+            Self::Value(value) => Some(value),
+            Self::Absent | Self::Bad => None,
+        }
     }
 }
 
@@ -136,12 +155,12 @@ impl<'a> Fields<'a> {
             let shape = reader.shape()?;
             if *name == "group_idx" && shape == Shape::List {
                 // An older tail starts with the objects of each block.
-                fields.field("block_mm_infos", reader)?;
+                fields.field(b"block_mm_infos", reader)?;
                 continue;
             }
             // An older SGLang puts a map of metadata where vLLM has a name.
             let name = if shape == Shape::Map { "metadata" } else { name };
-            fields.field(name, reader)?;
+            fields.field(name.as_bytes(), reader)?;
             at += 1;
         }
         Ok(fields)
@@ -150,8 +169,8 @@ impl<'a> Fields<'a> {
     fn read_map(reader: &mut Reader<'a>) -> Result<Self, MsgpackError> {
         let mut fields = Self::default();
         for _ in 0..reader.map()? {
-            let name = reader.text()?;
-            if name == "type" {
+            let name = reader.text_bytes()?;
+            if name == b"type" {
                 fields.tag = Some(Tag::parse(reader.text()?));
             } else {
                 fields.field(name, reader)?;
@@ -161,32 +180,40 @@ impl<'a> Fields<'a> {
     }
 
     /// Reads the value of one named field; passes over unknown ones.
-    fn field(&mut self, name: &str, reader: &mut Reader<'a>) -> Result<(), MsgpackError> {
-        // Past the value first, so that an odd one leaves the rest readable.
-        let mut value = *reader;
-        reader.skip()?;
-        if value.nil()? {
+    fn field(&mut self, name: &[u8], reader: &mut Reader<'a>) -> Result<(), MsgpackError> {
+        if reader.nil()? {
             return Ok(());
         }
         match name {
-            "block_hashes" => self.hashes = Read::of(read_hashes(&mut value)),
-            "parent_block_hash" => self.parent = Read::of(read_hash(&mut value)),
-            "token_ids" => self.tokens = Read::of(read_tokens(&mut value)),
-            "block_size" => self.block_size = Read::of(value.u32()),
-            "medium" => self.medium = Read::of(read_name(&mut value)),
-            "group_idx" => self.group = Read::of(value.u32()),
-            "kv_cache_spec_kind" => {
-                self.kind = Some(value.text().map_or(GroupKind::Other, GroupKind::parse));
+            b"block_hashes" => self.hashes = Read::next(reader, read_hashes)?,
+            b"parent_block_hash" => self.parent = Read::next(reader, read_hash)?,
+            b"token_ids" => self.tokens = Read::next(reader, read_tokens)?,
+            b"block_size" => self.block_size = Read::next(reader, Reader::u32)?,
+            b"medium" => self.medium = Read::next(reader, read_name)?,
+            b"group_idx" => self.group = Read::next(reader, Reader::u32)?,
+            b"kv_cache_spec_kind" => {
+                let mut word = Read::next(reader, Reader::text)?;
+                self.kind = Some(word.take().map_or(GroupKind::Other, GroupKind::parse));
             }
-            "locality" => self.locality = Read::of(read_name(&mut value)),
-            "ownership" => self.ownership = Read::of(read_name(&mut value)),
-            "lora_name" => self.lora_name = Read::of(read_name(&mut value)),
-            "lora_id" => self.lora_numbered = true,
-            "cache_salt" => self.cache_salt = Read::of(read_name(&mut value)),
-            "extra_keys" => self.extra_keys = Some(value),
-            "mm_keys" => self.mm_keys = Some(value),
-            "block_mm_infos" => self.mm_infos = Some(value),
-            "metadata" => self.metadata(&mut value)?,
+            b"locality" => self.locality = Read::next(reader, read_name)?,
+            b"ownership" => self.ownership = Read::next(reader, read_name)?,
+            b"lora_name" => self.lora_name = Read::next(reader, read_name)?,
+            b"cache_salt" => self.cache_salt = Read::next(reader, read_name)?,
+            _ => return self.untyped(name, reader),
+        }
+        Ok(())
+    }
+
+    /// The fields whose values are read later, if at all.
+    fn untyped(&mut self, name: &[u8], reader: &mut Reader<'a>) -> Result<(), MsgpackError> {
+        let mut value = *reader;
+        reader.skip()?;
+        match name {
+            b"lora_id" => self.lora_numbered = true,
+            b"extra_keys" => self.extra_keys = Some(value),
+            b"mm_keys" => self.mm_keys = Some(value),
+            b"block_mm_infos" => self.mm_infos = Some(value),
+            b"metadata" => self.metadata(&mut value)?,
             _ => {}
         }
         Ok(())
@@ -194,11 +221,10 @@ impl<'a> Fields<'a> {
 
     fn metadata(&mut self, reader: &mut Reader<'a>) -> Result<(), MsgpackError> {
         for _ in 0..reader.map()? {
-            let name = reader.text()?;
-            let mut value = *reader;
-            reader.skip()?;
-            if name == "cache_salt" && !value.nil()? {
-                self.cache_salt = Read::of(read_name(&mut value));
+            if reader.text_bytes()? != b"cache_salt" {
+                reader.skip()?;
+            } else if !reader.nil()? {
+                self.cache_salt = Read::next(reader, read_name)?;
             }
         }
         Ok(())
@@ -236,39 +262,33 @@ impl<'a> Fields<'a> {
         Ok((medium, Group { index, kind: self.kind }))
     }
 
-    fn pages(&self) -> Result<Vec<EngineHash>, Skip> {
-        match &self.hashes {
-            Read::Value(hashes) => Ok(hashes.clone()),
-            _ => Err(Skip::Malformed),
-        }
-    }
-
-    /// The event as a removal.
+    /// The event as a removal. Takes its pages out.
     ///
     /// # Errors
     ///
     /// Why it says nothing about what we index.
-    pub fn removed(&self) -> Result<Removed, Skip> {
+    pub fn removed(&mut self) -> Result<Removed, Skip> {
         let (medium, group) = self.place()?;
-        Ok(Removed { pages: self.pages()?, medium, group })
+        let pages = self.hashes.take().ok_or(Skip::Malformed)?;
+        Ok(Removed { pages, medium, group })
     }
 
-    /// The event as a store.
+    /// The event as a store. Takes its pages and tokens out.
     ///
     /// - `read_keys`: the engine's way of naming salts and objects.
     ///
     /// # Errors
     ///
     /// Why it says nothing about what we index.
-    pub fn stored(&self, read_keys: impl FnOnce(&mut Stored, &Self)) -> Result<Stored, Skip> {
+    pub fn stored(&mut self, read_keys: impl FnOnce(&mut Stored, &Self)) -> Result<Stored, Skip> {
         let (medium, group) = self.place()?;
-        let pages = self.pages()?;
+        let pages = self.hashes.take().ok_or(Skip::Malformed)?;
         let parent = match self.parent {
             Read::Absent => None,
             Read::Value(parent) => Some(parent),
             Read::Bad => return Err(Skip::Malformed),
         };
-        let (Read::Value(tokens), Read::Value(page_size)) = (&self.tokens, self.block_size) else {
+        let (Some(tokens), Some(page_size)) = (self.tokens.take(), self.block_size.take()) else {
             return Err(Skip::Malformed);
         };
         if tokens.text {
@@ -278,7 +298,7 @@ impl<'a> Fields<'a> {
             understood: pages.len(),
             pages,
             parent,
-            tokens: tokens.ids.clone(),
+            tokens: tokens.ids,
             page_size,
             pairs: tokens.pairs,
             lora: None,

@@ -78,6 +78,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     ///
     /// [`MsgpackError::Truncated`] at the end.
+    #[inline]
     pub fn shape(&self) -> Result<Shape, MsgpackError> {
         Ok(match self.rest.first().ok_or(MsgpackError::Truncated)? {
             0xc0 => Shape::Nil,
@@ -95,6 +96,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     ///
     /// [`MsgpackError::Truncated`] at the end.
+    #[inline]
     pub fn nil(&mut self) -> Result<bool, MsgpackError> {
         let nil = self.shape()? == Shape::Nil;
         if nil {
@@ -110,9 +112,10 @@ impl<'a> Reader<'a> {
     ///
     /// A [`MsgpackError`].
     pub fn integer_bits(&mut self) -> Result<u64, MsgpackError> {
-        let value = self.integer()?;
-        let bits = value & i128::from(u64::MAX);
-        u64::try_from(bits).map_err(|_| MsgpackError::Value)
+        Ok(match self.integer()? {
+            Integer::Unsigned(value) => value,
+            Integer::Negative(value) => value.cast_unsigned(),
+        })
     }
 
     /// An integer of at most 32 bits and no sign.
@@ -120,8 +123,9 @@ impl<'a> Reader<'a> {
     /// # Errors
     ///
     /// A [`MsgpackError`].
+    #[inline]
     pub fn u32(&mut self) -> Result<u32, MsgpackError> {
-        u32::try_from(self.integer()?).map_err(|_| MsgpackError::Value)
+        u32::try_from(self.u64()?).map_err(|_| MsgpackError::Value)
     }
 
     /// An integer of at most 64 bits and no sign.
@@ -129,8 +133,12 @@ impl<'a> Reader<'a> {
     /// # Errors
     ///
     /// A [`MsgpackError`].
+    #[inline]
     pub fn u64(&mut self) -> Result<u64, MsgpackError> {
-        u64::try_from(self.integer()?).map_err(|_| MsgpackError::Value)
+        match self.integer()? {
+            Integer::Unsigned(value) => Ok(value),
+            Integer::Negative(_) => Err(MsgpackError::Value),
+        }
     }
 
     /// A truth value.
@@ -146,19 +154,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn integer(&mut self) -> Result<i128, MsgpackError> {
+    #[inline]
+    fn integer(&mut self) -> Result<Integer, MsgpackError> {
         let marker = self.marker()?;
         Ok(match marker {
-            0x00..=0x7f => i128::from(marker),
-            0xe0..=0xff => i128::from(marker) - 256,
-            0xcc => i128::from(self.big_endian::<1>()?),
-            0xcd => i128::from(self.big_endian::<2>()?),
-            0xce => i128::from(self.big_endian::<4>()?),
-            0xcf => i128::from(self.big_endian::<8>()?),
-            0xd0 => signed(self.big_endian::<1>()?, 8),
-            0xd1 => signed(self.big_endian::<2>()?, 16),
-            0xd2 => signed(self.big_endian::<4>()?, 32),
-            0xd3 => signed(self.big_endian::<8>()?, 64),
+            0x00..=0x7f => Integer::Unsigned(u64::from(marker)),
+            0xcc => Integer::Unsigned(u64::from(u8::from_be_bytes(self.chunk()?))),
+            0xcd => Integer::Unsigned(u64::from(u16::from_be_bytes(self.chunk()?))),
+            0xce => Integer::Unsigned(u64::from(u32::from_be_bytes(self.chunk()?))),
+            0xcf => Integer::Unsigned(u64::from_be_bytes(self.chunk()?)),
+            0xe0..=0xff => Integer::of(i64::from(i8::from_be_bytes([marker]))),
+            0xd0 => Integer::of(i64::from(i8::from_be_bytes(self.chunk()?))),
+            0xd1 => Integer::of(i64::from(i16::from_be_bytes(self.chunk()?))),
+            0xd2 => Integer::of(i64::from(i32::from_be_bytes(self.chunk()?))),
+            0xd3 => Integer::of(i64::from_be_bytes(self.chunk()?)),
             _ => return Err(MsgpackError::Shape),
         })
     }
@@ -169,15 +178,24 @@ impl<'a> Reader<'a> {
     ///
     /// A [`MsgpackError`].
     pub fn text(&mut self) -> Result<&'a str, MsgpackError> {
-        let marker = self.marker()?;
-        let len = match marker {
-            0xa0..=0xbf => usize::from(marker & 0x1f),
+        core::str::from_utf8(self.text_bytes()?).map_err(|_| MsgpackError::Value)
+    }
+
+    /// The bytes of a text, which need not be UTF-8: enough to compare it.
+    ///
+    /// # Errors
+    ///
+    /// A [`MsgpackError`].
+    #[inline]
+    pub fn text_bytes(&mut self) -> Result<&'a [u8], MsgpackError> {
+        let len = match self.marker()? {
+            marker @ 0xa0..=0xbf => usize::from(marker & 0x1f),
             0xd9 => self.length::<1>()?,
             0xda => self.length::<2>()?,
             0xdb => self.length::<4>()?,
             _ => return Err(MsgpackError::Shape),
         };
-        core::str::from_utf8(self.take(len)?).map_err(|_| MsgpackError::Value)
+        self.take(len)
     }
 
     /// Bytes.
@@ -252,15 +270,7 @@ impl<'a> Reader<'a> {
             Shape::List => return self.list(),
             Shape::Map => return Ok(self.map()? * 2),
             Shape::Text => {
-                // Not by `text`: what is skipped need not be UTF-8.
-                let marker = self.marker()?;
-                let len = match marker {
-                    0xd9 => self.length::<1>()?,
-                    0xda => self.length::<2>()?,
-                    0xdb => self.length::<4>()?,
-                    _ => usize::from(marker & 0x1f),
-                };
-                self.take(len)?;
+                self.text_bytes()?;
             }
             Shape::Bytes => {
                 self.bytes()?;
@@ -297,32 +307,45 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
+    #[inline]
     fn marker(&mut self) -> Result<u8, MsgpackError> {
         let (first, rest) = self.rest.split_first().ok_or(MsgpackError::Truncated)?;
         self.rest = rest;
         Ok(*first)
     }
 
+    #[inline]
     fn take(&mut self, len: usize) -> Result<&'a [u8], MsgpackError> {
         let (taken, rest) = self.rest.split_at_checked(len).ok_or(MsgpackError::Truncated)?;
         self.rest = rest;
         Ok(taken)
     }
 
-    fn big_endian<const N: usize>(&mut self) -> Result<u64, MsgpackError> {
-        let bytes = self.take(N)?;
-        Ok(bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    #[inline]
+    fn chunk<const N: usize>(&mut self) -> Result<[u8; N], MsgpackError> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(MsgpackError::Truncated)?;
+        self.rest = rest;
+        Ok(*taken)
     }
 
+    /// A length of `N` bytes, at most four.
     fn length<const N: usize>(&mut self) -> Result<usize, MsgpackError> {
-        usize::try_from(self.big_endian::<N>()?).map_err(|_| MsgpackError::Value)
+        let bytes = self.chunk::<N>()?;
+        Ok(bytes.iter().fold(0, |value, byte| value << 8 | usize::from(*byte)))
     }
 }
 
-/// Reads the low `bits` of `value` as two's complement.
-fn signed(value: u64, bits: u32) -> i128 {
-    let value = i128::from(value);
-    if value >> (bits - 1) == 0 { value } else { value - (1 << bits) }
+/// An integer of up to 64 bits.
+#[derive(Clone, Copy)]
+enum Integer {
+    Unsigned(u64),
+    Negative(i64),
+}
+
+impl Integer {
+    fn of(value: i64) -> Self {
+        u64::try_from(value).map_or(Self::Negative(value), Self::Unsigned)
+    }
 }
 
 #[cfg(test)]

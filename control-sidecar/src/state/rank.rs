@@ -23,10 +23,12 @@
 //!    reaching one is counted.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use warmpath_core::event::{Group, GroupKind, Hashed, KvEvent, Medium, Removed, Stored};
-use warmpath_core::hash::{BlockShape, Salt, block_hash_with_objects, sequence_hash};
+use warmpath_core::hash::{BlockShape, Salt, block_hash, block_hash_with_objects, sequence_hash};
 use warmpath_core::ids::{EngineHash, SequenceHash, TokenId, WorkerSlot};
 use warmpath_core::roster::Parity;
 
@@ -38,7 +40,7 @@ use crate::limits::{
 };
 
 /// The blocks that a rank holds, each with the number of pages that complete it.
-pub type Held = HashMap<SequenceHash, u32>;
+pub type Held = HashMap<SequenceHash, u32, RandomState>;
 
 /// What a rank's events have shown about its blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +56,13 @@ pub enum Evidence {
 
 /// A page's name within its rank.
 type Key = (EngineHash, u32);
+
+/// By page. Seeded at random, so that an engine cannot choose what collides.
+type ByPage<T> = HashMap<Key, T, RandomState>;
+
+/// Pages of one event up to which they are compared pair by pair, which then
+/// takes less than sorting a copy.
+const PAGES_COMPARED_MAX: usize = 32;
 
 #[derive(Clone, Debug)]
 struct Page {
@@ -92,8 +101,8 @@ pub struct Rank {
     shape: BlockShape,
     small_pages: bool,
     blocks_max: u64,
-    pages: HashMap<Key, Page>,
-    passed_over: HashMap<Key, u32>,
+    pages: ByPage<Page>,
+    passed_over: ByPage<u32>,
     groups: HashMap<u32, GroupKind>,
     held: Arc<Held>,
     evidence: Evidence,
@@ -117,8 +126,8 @@ impl Rank {
             shape,
             small_pages,
             blocks_max,
-            pages: HashMap::new(),
-            passed_over: HashMap::new(),
+            pages: ByPage::default(),
+            passed_over: ByPage::default(),
             groups: HashMap::new(),
             held: Arc::default(),
             evidence: Evidence::None,
@@ -141,8 +150,8 @@ impl Rank {
     pub fn replace(&mut self, events: &[KvEvent], slot: WorkerSlot, outbox: &mut Outbox) {
         let mut unsent = Outbox::default();
         let before = core::mem::take(&mut self.held);
-        self.pages = HashMap::new();
-        self.passed_over = HashMap::new();
+        self.pages = ByPage::default();
+        self.passed_over = ByPage::default();
         for event in events {
             self.apply(event, slot, &mut unsent);
             // What it would have sent is found by comparing.
@@ -158,8 +167,8 @@ impl Rank {
 
     /// Forgets all blocks.
     pub fn clear(&mut self, slot: WorkerSlot, outbox: &mut Outbox) {
-        self.pages = HashMap::new();
-        self.passed_over = HashMap::new();
+        self.pages = ByPage::default();
+        self.passed_over = ByPage::default();
         self.counts.cleared += 1;
         if !self.held.is_empty() {
             self.held = Arc::default();
@@ -348,11 +357,8 @@ impl Rank {
         if stored.tokens.len() as u64 != tokens {
             return Err(Notice::TokenCount);
         }
-        let mut sorted = stored.pages.clone();
-        sorted.sort_unstable();
-        let twice = sorted.windows(2).any(|pair| pair.first() == pair.last());
-        let own_parent = stored.parent.is_some_and(|parent| sorted.binary_search(&parent).is_ok());
-        if twice || own_parent {
+        let own_parent = stored.parent.is_some_and(|parent| stored.pages.contains(&parent));
+        if own_parent || has_twice(&stored.pages) {
             return Err(Notice::SelfReference);
         }
         Ok(())
@@ -429,8 +435,12 @@ impl Rank {
         let mut tail = core::mem::take(&mut cursor.tail);
         let objects = core::mem::take(&mut cursor.objects);
         if tail.len() + event.page_size as usize >= block_tokens {
-            tail.extend_from_slice(tokens);
-            let hash = block_hash_with_objects(&tail, &objects, seed);
+            let hash = if tail.is_empty() && objects.is_empty() {
+                block_hash(tokens, seed)
+            } else {
+                tail.extend_from_slice(tokens);
+                block_hash_with_objects(&tail, &objects, seed)
+            };
             let block = Some(sequence_hash(cursor.block, hash));
             let inner = cursor.inner;
             let counted = self.enter(key, inner);
@@ -503,17 +513,15 @@ impl Rank {
     }
 
     fn remove_page(&mut self, key: Key, slot: WorkerSlot, outbox: &mut Outbox) {
-        let Some(page) = self.pages.get_mut(&key) else {
+        let Entry::Occupied(mut entry) = self.pages.entry(key) else {
             self.counts.note(Notice::RemovedUnknown, 1);
             return;
         };
-        if page.copies > 1 {
-            page.copies -= 1;
+        if entry.get().copies > 1 {
+            entry.get_mut().copies -= 1;
             return;
         }
-        let Some(page) = self.pages.remove(&key) else {
-            return;
-        };
+        let page = entry.remove();
         if page.counted {
             self.release(page.block, slot, outbox);
         }
@@ -545,14 +553,31 @@ impl Rank {
     fn release(&mut self, block: Option<SequenceHash>, slot: WorkerSlot, outbox: &mut Outbox) {
         let Some(block) = block else { return };
         let held = Arc::make_mut(&mut self.held);
-        let Some(pages) = held.get_mut(&block) else { return };
-        *pages -= 1;
-        if *pages == 0 {
-            held.remove(&block);
+        let Entry::Occupied(mut pages) = held.entry(block) else { return };
+        *pages.get_mut() -= 1;
+        if *pages.get() == 0 {
+            pages.remove();
             self.counts.removed += 1;
             outbox.removed(slot, block);
         }
     }
+}
+
+/// Whether a page is named twice.
+fn has_twice(pages: &[EngineHash]) -> bool {
+    if pages.len() > PAGES_COMPARED_MAX {
+        let mut sorted = pages.to_vec();
+        sorted.sort_unstable();
+        return sorted.windows(2).any(|pair| pair.first() == pair.last());
+    }
+    let mut rest = pages;
+    while let Some((first, after)) = rest.split_first() {
+        if after.contains(first) {
+            return true;
+        }
+        rest = after;
+    }
+    false
 }
 
 impl Page {
