@@ -96,6 +96,7 @@ fn listed(list: WorkerList, models: &[ModelConfig]) -> Fleet {
         models: models.iter().map(spec).collect(),
         ranks: list.ranks,
         adapters: list.adapters,
+        load_streams: list.load_streams,
         ..Fleet::default()
     }
 }

@@ -3,7 +3,7 @@
 use super::workers::id_of_name;
 use super::*;
 use crate::adapter::Engine;
-use crate::fleet::RankStream;
+use crate::fleet::{LoadKind, PullStream, RankStream};
 use warmpath_core::ids::{DpRank, WorkerId};
 use warmpath_core::roster::Role;
 
@@ -74,6 +74,32 @@ fn a_good_list_gives_one_entry_a_rank() {
     assert_eq!((stream.engine, stream.events.as_str()), (Engine::Sglang, "engine.example:5562"));
     assert!(stream.one_of_many);
     assert!(!list.ranks[3].spec.has_events);
+}
+
+#[test]
+fn events_may_be_pulled_and_loads_looked_at() {
+    let text = r#"
+workers:
+  - {id: 1, model: qwen3, endpoint: "127.0.0.1:1", dp_size: 2,
+     pull_events: "http://127.0.0.1:1", metrics: "http://127.0.0.1:1/metrics"}
+  - {id: 2, model: qwen3, endpoint: "127.0.0.1:2", engine: sglang, dp_size: 2,
+     kv_events: "tcp://127.0.0.1:20", load: "tcp://127.0.0.1:30"}
+"#;
+    let list = WorkerList::parse(text, &models()).unwrap();
+    let pulled = RankStream::Pull(PullStream { url: "http://127.0.0.1:1".into() });
+    assert_eq!(list.ranks[1].stream.as_ref(), Some(&pulled));
+    assert!(list.ranks[1].spec.has_events);
+    let loads: Vec<_> = list.load_streams.iter().map(|it| (it.kind.clone(), &*it.ranks)).collect();
+    let expected: [(LoadKind, &[u32]); 3] = [
+        (LoadKind::Scrape("http://127.0.0.1:1/metrics".into()), &[0, 1]),
+        (LoadKind::SglangLoad("127.0.0.1:30".into()), &[0]),
+        (LoadKind::SglangLoad("127.0.0.1:31".into()), &[1]),
+    ];
+    assert_eq!(loads, expected);
+    for wrong in ["ftp://127.0.0.1:1", "127.0.0.1:1", ""] {
+        let text = text.replace("http://127.0.0.1:1/metrics", wrong);
+        assert!(WorkerList::parse(&text, &models()).is_err(), "{wrong:?}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hasher;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use siphasher::sip::SipHasher13;
 use warmpath_core::hash::BlockShape;
@@ -15,7 +16,9 @@ use warmpath_core::roster::Role;
 use super::fields::{Mistakes, Report, Section};
 use super::{ModelConfig, yaml};
 use crate::adapter::Engine;
-use crate::fleet::{AdapterSpec, EngineStream, ListedRank, RankStream};
+use crate::fleet::{
+    AdapterSpec, EngineStream, ListedRank, LoadKind, LoadStream, PullStream, RankStream,
+};
 use crate::state::RankSpec;
 
 /// Instance ids have 53 bits, so that they survive as numbers of JSON.
@@ -49,6 +52,15 @@ pub struct WorkerList {
     pub ranks: Vec<ListedRank>,
     /// LoRA adapters that workers are listed with, by name.
     pub adapters: Vec<AdapterSpec>,
+    /// Where workers say how busy they are.
+    pub load_streams: Vec<LoadStream>,
+}
+
+/// One entry of the list.
+struct Entry {
+    ranks: Vec<ListedRank>,
+    adapters: Vec<String>,
+    load_streams: Vec<LoadStream>,
 }
 
 impl WorkerList {
@@ -75,11 +87,12 @@ impl WorkerList {
         let mut endpoints: HashMap<(String, u32), usize> = HashMap::new();
         for (at, section) in root.sections("workers").into_iter().enumerate() {
             let path = format!("workers[{at}]");
-            let (ranks, adapters) = read_worker(section, models).unwrap_or_default();
-            if let Some(rank) = ranks.first() {
-                list.add_adapters(adapters, &rank.spec, &path, models, report);
+            let Some(entry) = read_worker(section, models) else { continue };
+            if let Some(rank) = entry.ranks.first() {
+                list.add_adapters(entry.adapters, &rank.spec, &path, models, report);
             }
-            for rank in ranks {
+            list.load_streams.extend(entry.load_streams);
+            for rank in entry.ranks {
                 if let Some(first) = seen.insert(rank.spec.worker, at) {
                     report.add(&path, format!("is the same worker as workers[{first}]"));
                 }
@@ -146,11 +159,7 @@ impl WorkerList {
     }
 }
 
-/// One worker: its ranks, and the names of the adapters that it holds.
-fn read_worker(
-    mut section: Section<'_>,
-    models: &[ModelConfig],
-) -> Option<(Vec<ListedRank>, Vec<String>)> {
+fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Entry> {
     let (id, name) = read_identity(&mut section);
     let model = read_model(&mut section, models);
     let endpoint = read_endpoint(&mut section);
@@ -177,8 +186,25 @@ fn read_worker(
     if replay.is_some() && events.is_none() {
         section.mistake("replay", "needs kv_events");
     }
+    let pulled = read_url(&mut section, "pull_events");
+    if pulled.is_some() && events.is_some() {
+        section.mistake("pull_events", "either kv_events or pull_events, not both");
+    }
+    let metrics = read_url(&mut section, "metrics");
+    let load = read_tcp(&mut section, "load", last_rank);
     section.end();
     let (id, (model, shape), endpoint) = (id?, model?, endpoint?);
+    let load_streams = read_loads(id, start..=last_rank, metrics, load.as_ref());
+    let stream = |rank| match (&events, &pulled) {
+        (Some(events), _) => Some(RankStream::Engine(EngineStream {
+            engine,
+            events: events.of_rank(rank),
+            replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
+            one_of_many: size > 1,
+        })),
+        (None, Some(url)) => Some(RankStream::Pull(PullStream { url: url.clone() })),
+        (None, None) => None,
+    };
     let ranks = (start..=last_rank)
         .filter_map(|rank| u32::try_from(rank).ok())
         .map(|rank| ListedRank {
@@ -190,23 +216,43 @@ fn read_worker(
                 endpoint: endpoint.clone(),
                 total_kv_blocks,
                 small_pages: engine == Engine::Sglang,
-                has_events: events.is_some(),
+                has_events: events.is_some() || pulled.is_some(),
                 incarnation: 0,
                 namespace: 0,
             },
-            stream: events.as_ref().map(|events| {
-                RankStream::Engine(EngineStream {
-                    engine,
-                    events: events.of_rank(rank),
-                    replay: replay.as_ref().map(|replay| replay.of_rank(rank)),
-                    one_of_many: size > 1,
-                })
-            }),
+            stream: stream(rank),
             name: name.clone(),
             namespace: None,
         })
         .collect();
-    Some((ranks, adapters))
+    Some(Entry { ranks, adapters, load_streams })
+}
+
+/// Where a worker says how busy its ranks are: on one page for all, or on a
+/// publisher a rank.
+fn read_loads(
+    id: WorkerId,
+    ranks: RangeInclusive<u64>,
+    metrics: Option<String>,
+    load: Option<&Tcp>,
+) -> Vec<LoadStream> {
+    let ranks: Vec<u32> = ranks.filter_map(|rank| u32::try_from(rank).ok()).collect();
+    let of_ranks = |kind, ranks| LoadStream { kind, worker: Some(id), ranks };
+    let page = metrics.map(|url| of_ranks(LoadKind::Scrape(url), ranks.clone()));
+    let published = load.into_iter().flat_map(|load| {
+        let of_rank = |rank| of_ranks(LoadKind::SglangLoad(load.of_rank(rank)), vec![rank]);
+        ranks.iter().copied().map(of_rank)
+    });
+    page.into_iter().chain(published).collect()
+}
+
+fn read_url(section: &mut Section<'_>, name: &str) -> Option<String> {
+    let text = section.text(name)?;
+    if reqwest::Url::parse(&text).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
+        return Some(text);
+    }
+    section.mistake(name, format!("must be http://host:port, is {text:?}"));
+    None
 }
 
 fn read_identity(section: &mut Section<'_>) -> (Option<WorkerId>, Option<String>) {

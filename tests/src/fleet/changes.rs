@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::load::{Asked, Load, failed_since, milliseconds};
-use super::members::{MODEL, Members, OTHER_MODEL, PLACES, name_of, timed};
+use super::members::{ADAPTER, ADAPTER_PLACE, MODEL, Members, OTHER_MODEL, PLACES, name_of, timed};
 use crate::stack::client::{Answer, Chat};
 use crate::stack::conversations::Numbers;
 use crate::stack::launch::StackError;
@@ -19,6 +19,9 @@ const AROUND_A_CHANGE: usize = 20;
 
 /// Time in which the next request must know that a worker came or went.
 const KNOWN_WITHIN: Duration = Duration::from_secs(1);
+
+/// Requests for an adapter.
+const ADAPTER_REQUESTS: u32 = 10;
 
 /// Prompts that must be predicted exactly after a change.
 const EXACT_PROMPTS: u32 = 4;
@@ -48,6 +51,7 @@ pub async fn run(options: Options) -> ExitCode {
 async fn all(mut members: Members, seed: u64, report: &mut Report) {
     let outcome = async {
         warm_up(&members, seed).await?;
+        adapter(&members, seed, report).await?;
         rolling_update(&mut members, seed, report).await?;
         model_swap(&mut members, seed, report).await?;
         dead_worker(&mut members, seed, report).await?;
@@ -82,6 +86,39 @@ async fn warm_up(members: &Members, seed: u64) -> Result<(), StackError> {
         first_answer(members, MODEL, "routing by cache", is_warm, text).await?;
         in_a_row = if asked == 1 { in_a_row + 1 } else { 0 };
     }
+    Ok(())
+}
+
+/// Goal: requests for an adapter go to the worker that holds it, and what it has
+/// cached of the base model's prompts is not taken for the adapter's.
+async fn adapter(members: &Members, seed: u64, report: &mut Report) -> Result<(), StackError> {
+    let mut numbers = Numbers::new(seed ^ 0x107a);
+    let holder = members.at(ADAPTER_PLACE).map(|member| name_of(member.id));
+    let mut elsewhere = Vec::new();
+    for _ in 0..ADAPTER_REQUESTS {
+        let answer = chat(members, ADAPTER, numbers.text(60)).await;
+        let engine = answer.and_then(|answer| answer.engine().map(str::to_owned));
+        if engine != holder {
+            elsewhere.push(engine);
+        }
+    }
+    report.check(
+        "adapter: requests go to the worker that holds it",
+        elsewhere.is_empty() && holder.is_some(),
+        format_args!("{ADAPTER_REQUESTS} requests, elsewhere: {elsewhere:?}"),
+    );
+    exact(members, ADAPTER, "adapter", seed ^ 4, report).await?;
+    let text = numbers.text(120);
+    let known = |answer: &Answer| answer.predicted_tokens() > Some(0);
+    let what = "the base model's prompt is known";
+    first_answer(members, MODEL, what, known, || text.clone()).await?;
+    let answer = chat(members, ADAPTER, text).await;
+    let seen = answer.map(|it| (it.predicted_tokens(), it.cached_tokens));
+    report.check(
+        "adapter: the base model's cache is not the adapter's",
+        seen == Some((Some(0), 0)),
+        format_args!("{seen:?}"),
+    );
     Ok(())
 }
 

@@ -23,6 +23,12 @@ pub const MODEL: &str = "first";
 /// The model that takes a place over.
 pub const OTHER_MODEL: &str = "second";
 
+/// A LoRA adapter of the first model, held at one place only.
+pub const ADAPTER: &str = "sql";
+
+/// The place that holds it.
+pub const ADAPTER_PLACE: usize = 2;
+
 /// Places.
 pub const PLACES: usize = 3;
 
@@ -249,8 +255,11 @@ async fn start_member(
         ("--prefill-us-per-token", "20".to_owned()),
         ("--decode-us-per-token", "500".to_owned()),
     ];
-    let arguments: Vec<String> =
+    let mut arguments: Vec<String> =
         pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+    if place == ADAPTER_PLACE {
+        arguments.extend(["--lora".to_owned(), ADAPTER.to_owned()]);
+    }
     let program = options.program("engine-sim");
     let mut child = Child::start(&name_of(id), &program, &arguments, folder)?;
     wait_until_ok("an engine's /health", &mut child, ports.http, "/health").await?;
@@ -262,9 +271,14 @@ fn write_list(folder: &Path, places: &[EnginePorts], members: &[Member]) -> std:
     let mut list = String::from("workers:\n");
     for Member { id, place, model, role, .. } in members {
         let Some(EnginePorts { http, events, replay }) = places.get(*place) else { continue };
+        let adapters = if *place == ADAPTER_PLACE {
+            format!(", adapters: [{ADAPTER}]")
+        } else {
+            String::new()
+        };
         list.push_str(&format!(
             "  - {{id: {id}, model: {model}, role: {role}, endpoint: \"127.0.0.1:{http}\", \
-             kv_events: \"tcp://127.0.0.1:{events}\", replay: \"tcp://127.0.0.1:{replay}\"}}\n"
+             kv_events: \"tcp://127.0.0.1:{events}\", replay: \"tcp://127.0.0.1:{replay}\"{adapters}}}\n"
         ));
     }
     if members.is_empty() {
