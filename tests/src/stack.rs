@@ -6,6 +6,7 @@
 //! | `options` | flags of `warmpath-run`, and where things are found |
 //! | `child` | processes that do not outlive this one |
 //! | `launch` | configuration files, start, readiness, stop |
+//! | `envoy` | one Envoy |
 //! | `gateway` | sidecar and Envoy alone, for other runs' workers |
 //! | `client` | requests as an OpenAI client sends them |
 //! | `position` | whether the feed has caught up with the engines |
@@ -20,6 +21,7 @@ pub mod child;
 pub mod client;
 pub mod conversations;
 pub mod demo;
+pub mod envoy;
 pub mod gateway;
 pub mod launch;
 pub mod limits;

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::child::Child;
 use super::client::get;
-use super::launch::{StackError, fill, free_port, local, wait_until_ok};
+use super::envoy::{self, Bootstrap};
+use super::launch::{StackError, free_port, local, wait_until_ok};
 use super::options::Options;
 
 /// How the gateway names the worker.
@@ -59,7 +60,12 @@ impl Gateway {
         let program = options.program("warmpath-sidecar");
         let sidecar = start_sidecar(&program, status, folder).await?;
         let (port, admin) = (free_port()?, free_port()?);
-        let envoy = start_envoy(options, mode, [port, admin, feed], workers, folder).await?;
+        let template = match mode {
+            Mode::Endpoint => "envoy.yaml",
+            Mode::Body => "envoy-body.yaml",
+        };
+        let bootstrap = Bootstrap { name: "envoy", template, port, admin, feed, workers };
+        let envoy = envoy::start(options, &bootstrap, folder).await?;
         let folder = folder.to_path_buf();
         Ok(Self { port, admin, feed, status, program, folder, sidecar, envoy })
     }
@@ -114,45 +120,4 @@ async fn start_sidecar(program: &Path, status: u16, folder: &Path) -> Result<Chi
     let mut sidecar = Child::start("sidecar", program, &arguments, folder)?;
     wait_until_ok("the sidecar's /readyz", &mut sidecar, status, "/readyz").await?;
     Ok(sidecar)
-}
-
-async fn start_envoy(
-    options: &Options,
-    mode: Mode,
-    [port, admin, feed]: [u16; 3],
-    workers: &[u16],
-    folder: &Path,
-) -> Result<Child, StackError> {
-    let template = match mode {
-        Mode::Endpoint => "envoy.yaml",
-        Mode::Body => "envoy-body.yaml",
-    };
-    let template = std::fs::read_to_string(options.envoy_config(template))?;
-    let mut values = vec![
-        ("GATEWAY_ADDRESS", "127.0.0.1".to_owned()),
-        ("GATEWAY_PORT", port.to_string()),
-        ("ADMIN_PORT", admin.to_string()),
-        ("FEED_PORT", feed.to_string()),
-        ("WASM_FILE", options.wasm.display().to_string()),
-        ("DEBUG_HEADERS", "true".to_owned()),
-    ];
-    let names = ["WORKER_1_PORT", "WORKER_2_PORT", "WORKER_3_PORT"];
-    for (name, worker) in names.into_iter().zip(workers.iter().cycle()) {
-        values.push((name, worker.to_string()));
-    }
-    std::fs::write(folder.join("envoy.yaml"), fill(&template, &values)?)?;
-    let arguments = [
-        "-c",
-        "envoy.yaml",
-        "--concurrency",
-        "2",
-        "--disable-hot-restart",
-        "--log-level",
-        "warning",
-        "--component-log-level",
-        "wasm:info",
-    ];
-    let mut envoy = Child::start("envoy", &options.envoy, &arguments.map(str::to_owned), folder)?;
-    wait_until_ok("Envoy's /ready", &mut envoy, admin, "/ready").await?;
-    Ok(envoy)
 }

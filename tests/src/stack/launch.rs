@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::child::Child;
 use super::client::{Chat, get, post};
+use super::envoy::{self, Bootstrap};
 use super::limits::{ENGINES, POLL_START, READY_WITHIN, REQUEST_WITHIN};
 use super::options::Options;
 
@@ -362,38 +363,10 @@ impl Stack {
 
     async fn start_envoy(&mut self, gateway: Gateway) -> Result<(), StackError> {
         let Gateway { name, template, port, admin, workers } = gateway;
-        let template = std::fs::read_to_string(self.options.envoy_config(template))?;
-        let wasm = self.options.wasm.display().to_string();
-        let mut values = vec![
-            ("GATEWAY_ADDRESS", "127.0.0.1".to_owned()),
-            ("GATEWAY_PORT", port.to_string()),
-            ("ADMIN_PORT", admin.to_string()),
-            ("FEED_PORT", self.ports.feed.to_string()),
-            ("WASM_FILE", wasm),
-            ("DEBUG_HEADERS", "true".to_owned()),
-        ];
-        let names = ["WORKER_1_PORT", "WORKER_2_PORT", "WORKER_3_PORT"];
-        for (name, worker) in names.into_iter().zip(workers) {
-            values.push((name, worker.to_string()));
-        }
-        std::fs::write(self.path.join(format!("{name}.yaml")), fill(&template, &values)?)?;
-        let arguments = [
-            "-c",
-            &format!("{name}.yaml"),
-            "--concurrency",
-            "2",
-            // Several run on one machine; none inherits another's sockets.
-            "--disable-hot-restart",
-            "--log-level",
-            "warning",
-            "--component-log-level",
-            "wasm:info",
-        ];
-        let arguments = arguments.map(str::to_owned);
-        let mut child = Child::start(name, &self.options.envoy, &arguments, &self.path)?;
-        let ready = wait_until_ok("Envoy's /ready", &mut child, admin, "/ready").await;
-        self.envoys.push(child);
-        ready
+        let feed = self.ports.feed;
+        let bootstrap = Bootstrap { name, template, port, admin, feed, workers: &workers };
+        self.envoys.push(envoy::start(&self.options, &bootstrap, &self.path).await?);
+        Ok(())
     }
 
     fn write_sidecar_files(&self, shape: EngineShape) -> std::io::Result<()> {

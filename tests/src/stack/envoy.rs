@@ -1,0 +1,66 @@
+//! Envoy: a bootstrap of `envoy-config/`, filled in, and the process.
+
+use std::path::Path;
+
+use super::child::Child;
+use super::launch::{StackError, fill, wait_until_ok};
+use super::options::Options;
+
+/// One Envoy to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct Bootstrap<'a> {
+    /// Name of the process, its log and its filled bootstrap.
+    pub name: &'a str,
+    /// File of `envoy-config/`.
+    pub template: &'a str,
+    /// Port for clients.
+    pub port: u16,
+    /// Admin port.
+    pub admin: u16,
+    /// Port of the sidecar's feed.
+    pub feed: u16,
+    /// Ports of the workers; used in turn for the places that the template has.
+    pub workers: &'a [u16],
+}
+
+/// Starts an Envoy and waits until it is ready.
+///
+/// # Errors
+///
+/// [`StackError`].
+pub async fn start(
+    options: &Options,
+    bootstrap: &Bootstrap<'_>,
+    folder: &Path,
+) -> Result<Child, StackError> {
+    let Bootstrap { name, template, port, admin, feed, workers } = *bootstrap;
+    let template = std::fs::read_to_string(options.envoy_config(template))?;
+    let mut values = vec![
+        ("GATEWAY_ADDRESS", "127.0.0.1".to_owned()),
+        ("GATEWAY_PORT", port.to_string()),
+        ("ADMIN_PORT", admin.to_string()),
+        ("FEED_PORT", feed.to_string()),
+        ("WASM_FILE", options.wasm.display().to_string()),
+        ("DEBUG_HEADERS", "true".to_owned()),
+    ];
+    let places = ["WORKER_1_PORT", "WORKER_2_PORT", "WORKER_3_PORT"];
+    for (place, worker) in places.into_iter().zip(workers.iter().cycle()) {
+        values.push((place, worker.to_string()));
+    }
+    std::fs::write(folder.join(format!("{name}.yaml")), fill(&template, &values)?)?;
+    let arguments = [
+        "-c",
+        &format!("{name}.yaml"),
+        "--concurrency",
+        "2",
+        // Several run on one machine; none inherits another's sockets.
+        "--disable-hot-restart",
+        "--log-level",
+        "warning",
+        "--component-log-level",
+        "wasm:info",
+    ];
+    let mut envoy = Child::start(name, &options.envoy, &arguments.map(str::to_owned), folder)?;
+    wait_until_ok("Envoy's /ready", &mut envoy, admin, "/ready").await?;
+    Ok(envoy)
+}
