@@ -62,6 +62,7 @@ pub async fn follow_plane(
         metrics,
         query: None,
         connections: 0,
+        alive: None,
         evicted: 0,
         check_at: None,
         synced: false,
@@ -95,6 +96,8 @@ struct Follower {
     query: Option<Asked>,
     /// Connections of the channel that the cursor knows of.
     connections: u64,
+    /// Whether the publisher is there, if that has changed and is to be told.
+    alive: Option<bool>,
     /// Evictions that have been counted.
     evicted: u64,
     /// When to see whether anything is missing at the end.
@@ -116,6 +119,7 @@ impl Follower {
         self.look(|view| view.failure = link.failure);
         if link.connected && link.connections != self.connections {
             self.connections = link.connections;
+            self.alive = Some(true);
             self.cursor.connected(jitter());
             // Publishers take up a subscription when they get to it.
             self.check_soon();
@@ -124,6 +128,7 @@ impl Follower {
             self.cursor.disconnected();
             if link.gone {
                 self.cursor.gone();
+                self.alive = Some(false);
             }
         }
     }
@@ -200,6 +205,11 @@ impl Follower {
     /// Does what the cursor wants, and says how things stand afterwards.
     async fn act(&mut self) -> Result<(), Stopped> {
         let slot = self.spec.slot;
+        match self.alive.take() {
+            Some(true) => self.send(Update::Connected(slot)).await?,
+            Some(false) => self.send(Update::Refused(slot)).await?,
+            None => {}
+        }
         for action in self.cursor.actions() {
             match action {
                 Action::Apply(id, events) => {

@@ -49,6 +49,13 @@ pub struct Case {
 }
 
 impl Case {
+    /// Whether one of the workers is killed at the end: where each publishes on a
+    /// socket of its own, which shows at once that it is gone.
+    #[must_use]
+    pub fn loses_a_worker(&self) -> bool {
+        self.pools == Pools::Aggregated && self.plane == Plane::Zmq && !self.rolls_out
+    }
+
     /// Whether `usage` tells what the engine found in the cache that was
     /// predicted: SGLang's mock says nothing, and of two legs it is decode's.
     #[must_use]

@@ -15,7 +15,7 @@ use super::truth::settled;
 use crate::stack::conversations::{Numbers, Shape};
 use crate::stack::gateway::Gateway;
 use crate::stack::launch::StackError;
-use crate::stack::limits::{CATCH_UP_WITHIN, POLL_START, READY_WITHIN};
+use crate::stack::limits::{CATCH_UP_WITHIN, POLL, POLL_START, READY_WITHIN};
 use crate::stack::options::Options;
 use crate::stack::report::{Report, line};
 
@@ -38,6 +38,9 @@ const OUTAGE_SHAPE: Shape = Shape {
     user_words: 60,
     answer_tokens: 8,
 };
+
+/// Time in which a dead worker must be out of the roster.
+const FENCED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Requests answered before and after each step of a rollout.
 const AROUND_A_CHANGE: usize = 20;
@@ -129,6 +132,9 @@ impl Checks<'_> {
         self.outage(seed, report).await;
         if self.case.rolls_out {
             self.rollout(seed, report).await;
+        }
+        if self.case.loses_a_worker() {
+            self.dead_worker(seed, report).await;
         }
         let deadline = Instant::now() + CATCH_UP_WITHIN;
         let mut bookings = self.gateway.stat("warmpath_bookings$").await;
@@ -225,6 +231,44 @@ impl Checks<'_> {
         );
         let known = self.settle().await;
         self.check(report, "rollout: the index is right", known.is_ok(), format_args!("{known:?}"));
+    }
+
+    /// A worker is killed: long before its lease runs out it is not chosen any
+    /// more. Its frontend has nowhere else to go with a request that names it, so
+    /// those of the time in between fail.
+    async fn dead_worker(&mut self, seed: u64, report: &mut Report) {
+        let clients = Clients::start(&self.gateway.address(), seed ^ 0xdead_2);
+        self.answered(&clients).await;
+        self.peers.kill_worker().await;
+        let killed = Instant::now();
+        let mut fenced = self.fenced().await;
+        while fenced == 0 && killed.elapsed() < READY_WITHIN {
+            sleep(POLL).await;
+            fenced = self.fenced().await;
+        }
+        let took = killed.elapsed();
+        self.answered(&clients).await;
+        let asked = clients.stop().await;
+        let failed = asked.iter().filter(|it| it.is_err()).count();
+        self.check(
+            report,
+            "dead worker: fenced in time",
+            fenced > 0 && took <= FENCED_WITHIN,
+            format_args!(
+                "{fenced} ranks after {} ms, at most 1000; {failed} of {} requests failed",
+                took.as_millis(),
+                asked.len(),
+            ),
+        );
+        let outcomes = conversations(&self.gateway.address(), &OUTAGE_SHAPE, seed ^ 0x0dd).await;
+        self.judge(&outcomes, "dead worker", report);
+    }
+
+    /// Ranks that the sidecar keeps out of the roster.
+    async fn fenced(&self) -> usize {
+        let state = self.gateway.state().await.unwrap_or_default();
+        let workers = state.get("workers").and_then(Value::as_array).cloned().unwrap_or_default();
+        workers.iter().filter(|worker| worker.get("fenced") == Some(&Value::Bool(true))).count()
     }
 
     /// Waits for some more requests of the clients.

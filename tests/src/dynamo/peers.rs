@@ -204,6 +204,13 @@ impl Peers {
         }
     }
 
+    /// Kills a worker without warning.
+    pub async fn kill_worker(&mut self) {
+        if let Some(mut worker) = self.workers.pop() {
+            worker.kill_now().await;
+        }
+    }
+
     /// Kills etcd and NATS without warning. Returns what they were.
     pub async fn kill_stores(&mut self) -> Vec<String> {
         let mut killed = Vec::new();
