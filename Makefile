@@ -63,7 +63,9 @@ test: ## All tests: native, WebAssembly, the module, the smoke run
 	@"$(PYTHON)" scripts/run_parts.py test
 
 .PHONY: test-fleet
-test-fleet: module ## Engines that come, go, die and trade places under load
+test-fleet: module ## Discovery, captures, and engines that come, go, die and trade places
+	@cargo test --locked -p warmpath-sidecar
+	@cargo test --locked -p warmpath-tests --test fuzz_replay
 	@scripts/stack.sh fleet
 
 .PHONY: test-dynamo

@@ -16,6 +16,8 @@ pub enum Discovery {
 pub enum Plane {
     /// Every publisher's own ZMQ socket.
     Zmq,
+    /// A ZMQ broker.
+    Broker,
     /// NATS core.
     Nats,
 }
@@ -64,9 +66,8 @@ impl Case {
     }
 }
 
-/// All combinations. Every discovery, plane, engine, kind of pools and mode is
-/// in at least two of them.
-pub const CASES: [Case; 7] = [
+/// All combinations.
+pub const CASES: [Case; 8] = [
     Case {
         name: "file-zmq",
         discovery: Discovery::File,
@@ -92,6 +93,15 @@ pub const CASES: [Case; 7] = [
         engine: "vllm",
         pools: Pools::Aggregated,
         mode: Mode::Body,
+        rolls_out: false,
+    },
+    Case {
+        name: "etcd-broker",
+        discovery: Discovery::Etcd,
+        plane: Plane::Broker,
+        engine: "vllm",
+        pools: Pools::Aggregated,
+        mode: Mode::Endpoint,
         rolls_out: false,
     },
     Case {

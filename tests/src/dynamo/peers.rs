@@ -13,6 +13,18 @@ use crate::stack::client::get;
 use crate::stack::launch::{StackError, free_port, local, wait_until_ok};
 use crate::stack::limits::{POLL_START, READY_WITHIN};
 
+/// A ZMQ broker: what is published at its first port is heard at its second.
+const BROKER: &str = "\
+import sys, zmq
+context = zmq.Context()
+sockets = []
+for kind, port in ((zmq.XSUB, sys.argv[1]), (zmq.XPUB, sys.argv[2])):
+    socket = context.socket(kind)
+    socket.bind('tcp://127.0.0.1:' + port)
+    sockets.append(socket)
+zmq.proxy(*sockets)
+";
+
 /// Model name in every request.
 pub const MODEL: &str = "tiny";
 
@@ -44,6 +56,8 @@ pub struct Peers {
     model: PathBuf,
     etcd: u16,
     nats: u16,
+    /// Ports of the broker: where publishers connect, and subscribers.
+    broker: [u16; 2],
     /// Ports of the frontends.
     pub frontends: Vec<u16>,
     stores: Vec<Child>,
@@ -73,6 +87,7 @@ impl Peers {
             model: write_model(tokenizer, folder)?,
             etcd: free_port()?,
             nats: free_port()?,
+            broker: [free_port()?, free_port()?],
             frontends: Vec::new(),
             stores: Vec::new(),
             workers: Vec::new(),
@@ -80,6 +95,7 @@ impl Peers {
         };
         peers.start_etcd().await?;
         peers.start_nats().await?;
+        peers.start_broker().await?;
         match case.pools {
             Pools::Aggregated => {
                 for at in 0..2 {
@@ -120,6 +136,10 @@ impl Peers {
         };
         let plane = match self.case.plane {
             Plane::Zmq => "kind: zmq".to_owned(),
+            Plane::Broker => {
+                let [_, subscribers] = self.broker;
+                format!("kind: broker, url: \"tcp://{}\"", local(subscribers))
+            }
             Plane::Nats => format!("kind: nats, url: \"nats://{}\"", local(self.nats)),
         };
         format!("discovery: {{{discovery}, namespace: dynamo}}\nevent_plane: {{{plane}}}\n")
@@ -179,6 +199,25 @@ impl Peers {
         Ok(())
     }
 
+    async fn start_broker(&mut self) -> Result<(), StackError> {
+        if self.case.plane != Plane::Broker {
+            return Ok(());
+        }
+        let ports = self.broker;
+        let arguments = ["-c".into(), BROKER.into(), ports[0].to_string(), ports[1].to_string()];
+        let mut broker = Child::start("broker", &self.python, &arguments, &self.folder)?;
+        let deadline = Instant::now() + READY_WITHIN;
+        // It answers nothing but ZMQ; that it listens must do.
+        while tokio::net::TcpStream::connect(local(ports[1])).await.is_err() {
+            if broker.ended().is_some() || Instant::now() > deadline {
+                return Err(StackError::NotReady("the broker's socket", broker.log_tail()));
+            }
+            sleep(POLL_START).await;
+        }
+        self.servers.push(broker);
+        Ok(())
+    }
+
     /// Starts another generation of aggregated workers beside those that are
     /// there, in a namespace of its own, as a rollout does.
     ///
@@ -232,12 +271,19 @@ impl Peers {
     }
 
     fn environment(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut environment = vec![
             ("DYN_FILE_KV", self.store_directory()),
             ("ETCD_ENDPOINTS", format!("http://{}", local(self.etcd))),
             ("NATS_SERVER", format!("nats://{}", local(self.nats))),
             ("HF_HUB_OFFLINE", "1".into()),
-        ]
+        ];
+        if self.case.plane == Plane::Broker {
+            let [publishers, subscribers] =
+                self.broker.map(|port| format!("tcp://{}", local(port)));
+            let broker = format!("xsub={publishers} , xpub={subscribers}");
+            environment.push(("DYN_ZMQ_BROKER_URL", broker));
+        }
+        environment
     }
 
     fn planes(&self) -> Vec<String> {
@@ -246,7 +292,7 @@ impl Peers {
             Discovery::Etcd => "etcd",
         };
         let plane = match self.case.plane {
-            Plane::Zmq => "zmq",
+            Plane::Zmq | Plane::Broker => "zmq",
             Plane::Nats => "nats",
         };
         let words =
