@@ -2,7 +2,7 @@
 //! decides what happens when one of them cannot do its work.
 //!
 //! In two steps, because only the second depends on what other VMs do at the
-//! same time: [`prepare`] reads the prompt once, [`select`] weighs the workers
+//! same time: [`prepare`] reads the prompt once, [`select()`] weighs the workers
 //! and may be repeated when the state has moved on.
 //!
 //! # Terms

@@ -1,4 +1,4 @@
-//! Read: from a parsed request to what [`select`](super::select) weighs.
+//! Read: from a parsed request to what [`select`](super::select()) weighs.
 
 use super::Prepared;
 use crate::choose::Random;
