@@ -57,6 +57,32 @@ pub struct ModelSpec {
     pub hf_tokenizers: bool,
 }
 
+impl ModelSpec {
+    /// Whether `other` is the same model: prompts become the same blocks. Where
+    /// the files lie is no part of it, if their checksums are known, since every
+    /// worker serves its own copy; nor are further names.
+    #[must_use]
+    pub fn is_same_model(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            aliases: _,
+            files,
+            block_size,
+            context_length,
+            eagle,
+            engine,
+            hf_tokenizers,
+        } = self;
+        *name == other.name
+            && files.are_same(&other.files)
+            && *block_size == other.block_size
+            && *context_length == other.context_length
+            && *eagle == other.eagle
+            && *engine == other.engine
+            && *hf_tokenizers == other.hf_tokenizers
+    }
+}
+
 /// Where the files of a model are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelFiles {
@@ -64,6 +90,21 @@ pub enum ModelFiles {
     Directory(PathBuf),
     /// Files that a model card names, one by one.
     Artifacts(Vec<Artifact>),
+}
+
+impl ModelFiles {
+    fn are_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Artifacts(ours), Self::Artifacts(theirs)) => {
+                let is_same = |(our, their): (&Artifact, &Artifact)| {
+                    let is_known = our.blake3.is_some() && our.blake3 == their.blake3;
+                    our.file_name == their.file_name && (is_known || our == their)
+                };
+                ours.len() == theirs.len() && ours.iter().zip(theirs).all(is_same)
+            }
+            _ => self == other,
+        }
+    }
 }
 
 /// One file that a model card names.

@@ -510,12 +510,15 @@ impl Keeper {
                 task.abort();
             }
         }
-        for number in &assignment.added {
+        for number in &assignment.to_load {
             if let Some(spec) = self.catalog.spec(*number) {
-                self.loading.insert(*number, self.loader.start(*number, spec.clone()));
+                let task = self.loader.start(*number, spec.clone());
+                if let Some(before) = self.loading.insert(*number, task) {
+                    before.abort();
+                }
             }
         }
-        if !assignment.added.is_empty() || !assignment.removed.is_empty() {
+        if assignment.changes_cards {
             self.cards_have_changed();
         }
         let number_of = |model: u16| assignment.numbers.get(usize::from(model)).copied().flatten();

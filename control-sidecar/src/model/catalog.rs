@@ -29,16 +29,36 @@ struct Entry {
     progress: Progress,
 }
 
+impl Entry {
+    /// Takes over further names, and where the files lie now. Returns whether
+    /// they are to be fetched from there.
+    fn take(&mut self, spec: &ModelSpec) -> bool {
+        let has_moved = self.spec.files != spec.files;
+        self.spec = spec.clone();
+        self.name_card();
+        has_moved && !matches!(self.progress, Progress::Ready(_))
+    }
+
+    fn name_card(&mut self) {
+        if let Progress::Ready(card) = &mut self.progress {
+            card.aliases.clone_from(&self.spec.aliases);
+        }
+    }
+}
+
 /// What a new list of models changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
     /// The number of each model of the list; `None` beyond
     /// [`CARD_MODELS_MAX`].
     pub numbers: Vec<Option<u16>>,
-    /// Numbers of models that are new and want loading.
-    pub added: Vec<u16>,
+    /// Numbers of models that want loading: new ones, and those that are not
+    /// loaded yet and whose files lie elsewhere now.
+    pub to_load: Vec<u16>,
     /// Numbers that have become free.
     pub removed: Vec<u16>,
+    /// Whether the cards have changed.
+    pub changes_cards: bool,
 }
 
 /// All models that are in use.
@@ -55,27 +75,38 @@ impl Catalog {
     pub fn take(&mut self, models: &[ModelSpec]) -> Assignment {
         let mut assignment = Assignment::default();
         for (number, entry) in (0_u16..).zip(&mut self.entries) {
-            if entry.as_ref().is_some_and(|it| !models.contains(&it.spec)) {
+            let is_listed = |it: &Entry| models.iter().any(|model| model.is_same_model(&it.spec));
+            if entry.as_ref().is_some_and(|it| !is_listed(it)) {
                 *entry = None;
                 self.free.push(number);
                 assignment.removed.push(number);
+                assignment.changes_cards = true;
             }
         }
         for spec in models {
             let number = match self.find(spec) {
-                Some(number) => Some(number),
-                None => self.add(spec).inspect(|number| assignment.added.push(*number)),
+                Some((number, entry)) => {
+                    assignment.changes_cards |= entry.spec.aliases != spec.aliases;
+                    if entry.take(spec) {
+                        assignment.to_load.push(number);
+                    }
+                    Some(number)
+                }
+                None => self.add(spec).inspect(|number| {
+                    assignment.to_load.push(*number);
+                    assignment.changes_cards = true;
+                }),
             };
             assignment.numbers.push(number);
         }
         assignment
     }
 
-    fn find(&self, spec: &ModelSpec) -> Option<u16> {
+    fn find(&mut self, spec: &ModelSpec) -> Option<(u16, &mut Entry)> {
         (0_u16..)
-            .zip(&self.entries)
-            .find(|(_, entry)| entry.as_ref().is_some_and(|it| it.spec == *spec))
-            .map(|(number, _)| number)
+            .zip(&mut self.entries)
+            .filter_map(|(number, entry)| Some((number, entry.as_mut()?)))
+            .find(|(_, entry)| entry.spec.is_same_model(spec))
     }
 
     fn add(&mut self, spec: &ModelSpec) -> Option<u16> {
@@ -102,10 +133,10 @@ impl Catalog {
     /// another by now. Returns whether the cards have changed.
     pub fn progress(&mut self, number: u16, spec: &ModelSpec, progress: Progress) -> bool {
         let entry = self.entries.get_mut(usize::from(number)).and_then(Option::as_mut);
-        let Some(entry) = entry.filter(|entry| entry.spec == *spec) else { return false };
-        let changes = entry.progress != progress;
-        entry.progress = progress;
-        changes
+        let Some(entry) = entry.filter(|it| it.spec.is_same_model(spec)) else { return false };
+        let before = core::mem::replace(&mut entry.progress, progress);
+        entry.name_card();
+        before != entry.progress
     }
 
     /// Whether every model has been tried at least once.
@@ -169,7 +200,7 @@ fn free_card() -> ModelCard {
 mod tests {
     use super::*;
     use crate::config::CompletionEngine;
-    use crate::fleet::ModelFiles;
+    use crate::fleet::{Artifact, ModelFiles};
     use warmpath_core::card::NamedTemplate;
     use warmpath_core::limits::TEMPLATE_BYTES_MAX;
 
@@ -190,16 +221,51 @@ mod tests {
     fn a_model_keeps_its_number_while_others_come_and_go() {
         let mut catalog = Catalog::default();
         let first = catalog.take(&[spec("a", 16), spec("b", 16)]);
-        assert_eq!((first.numbers, first.added), (vec![Some(0), Some(1)], vec![0, 1]));
+        assert_eq!((first.numbers, first.to_load), (vec![Some(0), Some(1)], vec![0, 1]));
         // Another generation of `a`, beside the old one and then alone.
         let both = catalog.take(&[spec("a", 32), spec("a", 16), spec("b", 16)]);
-        assert_eq!((both.numbers, both.added), (vec![Some(2), Some(0), Some(1)], vec![2]));
+        assert_eq!((both.numbers, both.to_load), (vec![Some(2), Some(0), Some(1)], vec![2]));
         let new = catalog.take(&[spec("a", 32), spec("b", 16)]);
         assert_eq!((new.numbers, new.removed), (vec![Some(2), Some(1)], vec![0]));
         let names: Vec<String> = catalog.cards().models.into_iter().map(|it| it.name).collect();
         assert_eq!(names, ["", "b", "a"]);
         // One that comes back is loaded anew, under a number of its own.
-        assert_eq!(catalog.take(&[spec("a", 16)]).added, [3]);
+        assert_eq!(catalog.take(&[spec("a", 16)]).to_load, [3]);
+    }
+
+    fn served_by(host: &str, aliases: &[&str]) -> ModelSpec {
+        let artifact = Artifact {
+            file_name: "tokenizer.json",
+            location: format!("http://{host}/tokenizer.json"),
+            blake3: Some("00".into()),
+        };
+        ModelSpec {
+            files: ModelFiles::Artifacts(vec![artifact]),
+            aliases: aliases.iter().map(|it| (*it).to_owned()).collect(),
+            ..spec("a", 16)
+        }
+    }
+
+    /// Goal: the worker whose copy of the files was used may go; nothing that is
+    /// known of the others' caches is forgotten for it.
+    #[test]
+    fn a_model_stays_itself_wherever_its_files_lie() {
+        let mut catalog = Catalog::default();
+        let first = served_by("first", &["b"]);
+        assert_eq!(catalog.take(std::slice::from_ref(&first)).to_load, [0]);
+        // Not loaded yet: from where they lie now.
+        let second = served_by("second", &["b"]);
+        let moved = catalog.take(std::slice::from_ref(&second));
+        assert_eq!((moved.numbers, moved.to_load), (vec![Some(0)], vec![0]));
+        assert!(!moved.changes_cards && moved.removed.is_empty());
+        // The late answer from the first place is as good.
+        let card = blind_card(&first, Blind::Tokenizer);
+        assert!(catalog.progress(0, &first, Progress::Ready(Box::new(card))));
+        let third = catalog.take(&[served_by("third", &["c"])]);
+        assert_eq!((third.numbers, third.to_load), (vec![Some(0)], Vec::new()));
+        assert!(third.changes_cards);
+        assert_eq!(catalog.cards().models[0].aliases, ["c"]);
+        assert_eq!(catalog.cards().models[0].tokenizer, Err(Blind::Tokenizer));
     }
 
     #[test]

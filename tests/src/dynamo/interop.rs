@@ -174,8 +174,9 @@ impl Checks<'_> {
         let clients = Clients::start(&self.gateway.address(), seed ^ 0x2011);
         self.answered(&clients).await;
         let started = self.peers.start_next_generation();
-        let both = self.until(|listed| listed.len() > before.len()).await;
+        let both = self.until(|listed| listed.len() == 2 * before.len()).await;
         self.answered(&clients).await;
+        let slots = self.complete_slots().await;
         self.peers.stop_first_generation().await;
         let next = self.until(|listed| listed.is_disjoint(&before)).await;
         self.answered(&clients).await;
@@ -188,6 +189,13 @@ impl Checks<'_> {
                 && next.is_disjoint(&before)
                 && !next.is_empty(),
             format_args!("{} workers, then {}, then {}", before.len(), both.len(), next.len()),
+        );
+        let kept = self.slots().await;
+        self.check(
+            report,
+            "rollout: nothing known of the next generation is forgotten",
+            !kept.is_empty() && kept.is_subset(&slots),
+            format_args!("{} ranks of {} as before", kept.intersection(&slots).count(), kept.len()),
         );
         // A frontend that sees both generations draws one of them for itself, and
         // refuses a worker of the other; one whose worker has just gone refuses
@@ -284,6 +292,29 @@ impl Checks<'_> {
         let state = self.gateway.state().await.unwrap_or_default();
         let workers = state.get("workers").and_then(Value::as_array).cloned().unwrap_or_default();
         workers.iter().filter_map(|worker| worker.get("id")?.as_u64()).collect()
+    }
+
+    /// The same, once every worker has written all of its records: it writes
+    /// where its events are after the rest.
+    async fn complete_slots(&self) -> BTreeSet<[u64; 3]> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            let state = self.gateway.state().await.unwrap_or_default();
+            let problems = state.get("problems").and_then(Value::as_array);
+            if problems.is_some_and(Vec::is_empty) || Instant::now() > deadline {
+                return self.slots().await;
+            }
+            sleep(POLL_START).await;
+        }
+    }
+
+    /// Incarnations that the sidecar follows: worker, rank and slot.
+    async fn slots(&self) -> BTreeSet<[u64; 3]> {
+        let state = self.gateway.state().await.unwrap_or_default();
+        let workers = state.get("workers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let number = |worker: &Value, key| worker.get(key).and_then(Value::as_u64);
+        let slot = |it: &Value| Some([number(it, "id")?, number(it, "rank")?, number(it, "slot")?]);
+        workers.iter().filter_map(slot).collect()
     }
 
     /// Waits until the workers are as wished; returns those that are there then.
@@ -413,4 +444,11 @@ impl Checks<'_> {
             );
         }
     }
+}
+
+/// Whether it was a frontend that refused a request: it does not know the worker
+/// (400), or is still putting together what it needs to reach it (503, in its own
+/// words).
+fn is_frontends(refusal: &str) -> bool {
+    refusal.starts_with("400") || refusal.contains("Service temporarily unavailable")
 }
