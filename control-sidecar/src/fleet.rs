@@ -225,6 +225,8 @@ pub enum LoadKind {
     KvMetrics(PlanePublisher),
     /// Dynamo's topic `forward-pass-metrics`.
     ForwardPass(PlanePublisher),
+    /// Dynamo's topic `active_sequences_events`: steps of requests, counted only.
+    ActiveSequences(PlanePublisher),
     /// SGLang's load stream: `host:port` of one rank's publisher.
     SglangLoad(String),
     /// Prometheus text at this URL.

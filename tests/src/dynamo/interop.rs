@@ -201,10 +201,8 @@ impl Checks<'_> {
         // refuses a worker of the other; one whose worker has just gone refuses
         // it, too. In a cluster each pod's frontend knows its own generation, and
         // readiness goes before the worker does.
-        let (refused, failed): (Vec<&String>, Vec<&String>) = outcomes
-            .iter()
-            .filter_map(|it| it.as_ref().err())
-            .partition(|it| it.starts_with("400"));
+        let (refused, failed): (Vec<&String>, Vec<&String>) =
+            outcomes.iter().filter_map(|it| it.as_ref().err()).partition(|it| is_frontends(it));
         self.check(
             report,
             "rollout: no request fails but at a frontend that does not know the worker",
@@ -245,7 +243,7 @@ impl Checks<'_> {
     /// more. Its frontend has nowhere else to go with a request that names it, so
     /// those of the time in between fail.
     async fn dead_worker(&mut self, seed: u64, report: &mut Report) {
-        let clients = Clients::start(&self.gateway.address(), seed ^ 0xdead_2);
+        let clients = Clients::start(&self.gateway.address(), seed ^ 0xdead2);
         self.answered(&clients).await;
         self.peers.kill_worker().await;
         let killed = Instant::now();

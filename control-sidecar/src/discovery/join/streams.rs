@@ -14,6 +14,10 @@ use crate::limits::FLEET_LOAD_STREAMS_MAX;
 const KV_EVENTS: &str = "kv-events";
 const KV_METRICS: &str = "kv_metrics";
 const FORWARD_PASS: &str = "forward-pass-metrics";
+const ACTIVE_SEQUENCES: &str = "active_sequences_events";
+
+/// Topics on which workers say how busy they are.
+const LOADS: [&str; 3] = [KV_METRICS, FORWARD_PASS, ACTIVE_SEQUENCES];
 
 /// What is percent-encoded in a segment of a subject.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -74,7 +78,7 @@ impl<'a> Publishers<'a> {
                         let key = (path, publisher, voucher(&entry.author));
                         all.channels.insert(key, &channel.transport);
                     }
-                    let load = matches!(topic, KV_METRICS | FORWARD_PASS);
+                    let load = LOADS.contains(&topic);
                     if load && rules.namespaces.admits(&path.namespace) {
                         let transport = &channel.transport;
                         let instance = entry.author.instance;
@@ -142,8 +146,7 @@ impl<'a> Publishers<'a> {
             streams.push(LoadStream { kind: kind(load.topic, publisher), worker, ranks });
         }
         if rules.brokers {
-            for (path, topic) in paths.iter().flat_map(|it| [(it, KV_METRICS), (it, FORWARD_PASS)])
-            {
+            for (path, topic) in paths.iter().flat_map(|path| LOADS.map(|topic| (path, topic))) {
                 let channel = Channel::Subject(subject(path, topic));
                 let publisher = PlanePublisher { publisher: None, channel };
                 let kind = kind(topic, publisher);
@@ -159,10 +162,10 @@ impl<'a> Publishers<'a> {
 }
 
 fn kind(topic: &str, publisher: PlanePublisher) -> LoadKind {
-    if topic == KV_METRICS {
-        LoadKind::KvMetrics(publisher)
-    } else {
-        LoadKind::ForwardPass(publisher)
+    match topic {
+        KV_METRICS => LoadKind::KvMetrics(publisher),
+        FORWARD_PASS => LoadKind::ForwardPass(publisher),
+        _ => LoadKind::ActiveSequences(publisher),
     }
 }
 

@@ -88,9 +88,17 @@ fn the_file_capture_is_two_ranks_of_one_worker() {
         }),
     };
     assert_eq!(second.stream, Some(RankStream::Plane(expected)));
-    let kinds: Vec<bool> =
-        fleet.load_streams.iter().map(|it| matches!(it.kind, LoadKind::KvMetrics(_))).collect();
-    assert_eq!(kinds, [false, true]);
+    let kinds: Vec<&str> = fleet
+        .load_streams
+        .iter()
+        .map(|it| match it.kind {
+            LoadKind::ActiveSequences(_) => "sequences",
+            LoadKind::ForwardPass(_) => "passes",
+            LoadKind::KvMetrics(_) => "metrics",
+            LoadKind::SglangLoad(_) | LoadKind::Scrape(_) => "not of the plane",
+        })
+        .collect();
+    assert_eq!(kinds, ["sequences", "passes", "metrics"]);
     assert_eq!(fleet.load_streams[0].worker, None, "files do not say who wrote them");
 }
 
