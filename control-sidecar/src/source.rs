@@ -6,6 +6,7 @@
 //! busy ranks are, from wherever they say it.
 
 pub mod load;
+mod outlet;
 pub mod plane;
 pub mod pull;
 pub mod sequence;

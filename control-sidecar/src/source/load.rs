@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use warmpath_core::ids::{DpRank, Worker, WorkerId};
 
 use super::Update;
+use super::outlet::Stopped;
 use super::plane::hub::{Heard, Hub};
 use super::zmtp::{Connection, ZmtpError};
 use crate::adapter::plane::PlaneError;
@@ -65,10 +66,6 @@ async fn count_sequences(source: &PlanePublisher, hub: &Hub, metrics: &Metrics) 
         }
     }
 }
-
-/// Nobody takes updates any more.
-#[derive(Debug)]
-struct Stopped;
 
 /// What has been said and not yet told.
 #[derive(Debug)]

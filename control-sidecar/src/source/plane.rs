@@ -10,17 +10,17 @@ pub mod recovery;
 pub mod request;
 mod subjects;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, info};
+use tracing::debug;
 use warmpath_core::ids::{Worker, WorkerSlot};
 
-use super::sequence::Loss;
-use super::{SharedView, Transports, Update, View};
+use super::outlet::{Outlet, Stopped};
+use super::{SharedView, Transports, Update};
 use crate::adapter::plane::answer::Answer;
 use crate::adapter::plane::envelope::{Message, Topic};
 use crate::adapter::plane::router_event::{RouterEvent, decode_events};
@@ -53,19 +53,18 @@ pub async fn follow_plane(
     let channel = &spec.stream.channel;
     let Transports { hub, recovery, .. } = transports;
     let mut subscription = hub.subscribe(channel, Topic::KvEvents, Some(spec.stream.publisher));
+    let outlet = Outlet::new(spec.worker, spec.slot, updates, view, Arc::clone(&metrics));
     let mut follower = Follower {
         cursor: Cursor::new(spec.stream.recovery.is_some()),
         spec,
         recovery,
-        updates,
-        view,
+        outlet,
         metrics,
         query: None,
         connections: 0,
         alive: None,
         evicted: 0,
         check_at: None,
-        synced: false,
     };
     loop {
         if follower.act().await.is_err() {
@@ -82,16 +81,11 @@ pub async fn follow_plane(
     }
 }
 
-/// Nobody takes updates any more.
-#[derive(Debug)]
-struct Stopped;
-
 struct Follower {
     spec: PlaneSpec,
     cursor: Cursor,
     recovery: Arc<Recovery>,
-    updates: mpsc::Sender<Update>,
-    view: SharedView,
+    outlet: Outlet,
     metrics: Arc<Metrics>,
     query: Option<Asked>,
     /// Connections of the channel that the cursor knows of.
@@ -102,7 +96,6 @@ struct Follower {
     evicted: u64,
     /// When to see whether anything is missing at the end.
     check_at: Option<Instant>,
-    synced: bool,
 }
 
 impl Follower {
@@ -116,7 +109,7 @@ impl Follower {
     }
 
     fn linked(&mut self, link: Link) {
-        self.look(|view| view.failure = link.failure);
+        self.outlet.look(|view| view.failure = link.failure);
         if link.connected && link.connections != self.connections {
             self.connections = link.connections;
             self.alive = Some(true);
@@ -134,7 +127,7 @@ impl Follower {
     }
 
     fn live(&mut self, message: &Message) {
-        self.look(|view| view.messages += 1);
+        self.outlet.look(|view| view.messages += 1);
         let events = match decode_events(&message.payload) {
             Ok(events) => events,
             Err(error) => {
@@ -206,53 +199,31 @@ impl Follower {
     async fn act(&mut self) -> Result<(), Stopped> {
         let slot = self.spec.slot;
         match self.alive.take() {
-            Some(true) => self.send(Update::Connected(slot)).await?,
-            Some(false) => self.send(Update::Refused(slot)).await?,
+            Some(true) => self.outlet.send(Update::Connected(slot)).await?,
+            Some(false) => self.outlet.send(Update::Refused(slot)).await?,
             None => {}
         }
         for action in self.cursor.actions() {
             match action {
                 Action::Apply(id, events) => {
-                    self.send(Update::Events(slot, id, events)).await?;
+                    self.outlet.send(Update::Events(slot, id, events)).await?;
                 }
                 Action::Replace(id, events) => {
-                    self.send(Update::Replace(slot, id, events)).await?;
+                    self.outlet.send(Update::Replace(slot, id, events)).await?;
                 }
-                Action::Clear(loss) => {
-                    self.cleared(loss);
-                    self.send(Update::Clear(slot, loss)).await?;
-                }
+                Action::Clear(loss) => self.outlet.clear(loss).await?,
                 Action::StopQuery => self.query = None,
                 Action::Query(query) => self.ask(query),
             }
         }
         let standing = self.cursor.standing();
         let (gaps, duplicates) = (self.cursor.gaps(), self.cursor.duplicates());
-        self.look(|view| {
-            view.standing = standing;
-            view.gaps = gaps;
-            view.duplicates = duplicates;
-        });
         self.metrics.plane_evicted(self.cursor.evicted() - self.evicted);
         self.evicted = self.cursor.evicted();
         if standing.partial.is_some() && self.spec.stream.recovery.is_some() {
             self.check_at.get_or_insert_with(|| Instant::now() + RECOVERY_AGAIN_AFTER);
         }
-        if standing.synced && !self.synced {
-            self.synced = true;
-            self.send(Update::Synced(slot)).await?;
-        }
-        Ok(())
-    }
-
-    fn cleared(&self, loss: Loss) {
-        info!(
-            worker = self.spec.worker.id.0,
-            rank = self.spec.worker.rank.0,
-            reason = loss.reason(),
-            "rank cleared"
-        );
-        self.metrics.rank_cleared(loss);
+        self.outlet.stand(standing, gaps, duplicates).await
     }
 
     fn ask(&mut self, query: Query) {
@@ -262,14 +233,6 @@ impl Follower {
         self.metrics.replay_started();
         let recovery = Arc::clone(&self.recovery);
         self.query = Some(Asked::start(query, target, self.spec.worker, recovery));
-    }
-
-    async fn send(&self, update: Update) -> Result<(), Stopped> {
-        self.updates.send(update).await.map_err(|_| Stopped)
-    }
-
-    fn look(&self, change: impl FnOnce(&mut View)) {
-        change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 

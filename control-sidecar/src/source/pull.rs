@@ -14,10 +14,10 @@ use reqwest::redirect::Policy;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
-use tracing::info;
 use warmpath_core::ids::{Worker, WorkerSlot};
 
-use super::{SharedView, Update, View};
+use super::outlet::{Outlet, Stopped};
+use super::{SharedView, Update};
 use crate::adapter::trtllm::{PulledEvent, decode_pulled};
 use crate::limits::{PULL_ANSWERS_QUEUED, PULL_BYTES_MAX, PULL_EVERY, PULL_TIMEOUT};
 use crate::metrics::Metrics;
@@ -179,8 +179,8 @@ pub async fn follow_pull(
     metrics: Arc<Metrics>,
 ) {
     let mut answers = pulls.listen(&spec.url);
-    let mut follower =
-        Follower { order: Order::new(), spec, updates, view, metrics, synced: false };
+    let outlet = Outlet::new(spec.worker, spec.slot, updates, view, Arc::clone(&metrics));
+    let mut follower = Follower { order: Order::new(), spec, outlet, metrics };
     loop {
         match answers.recv().await {
             Ok(Pulled::Body(body)) => follower.answered(&body),
@@ -195,27 +195,21 @@ pub async fn follow_pull(
     }
 }
 
-/// Nobody takes updates any more.
-#[derive(Debug)]
-struct Stopped;
-
 struct Follower {
     spec: PullSpec,
     order: Order,
-    updates: mpsc::Sender<Update>,
-    view: SharedView,
+    outlet: Outlet,
     metrics: Arc<Metrics>,
-    synced: bool,
 }
 
 impl Follower {
     fn answered(&mut self, body: &[u8]) {
-        self.look(|view| view.failure = None);
+        self.outlet.look(|view| view.failure = None);
         self.order.answered();
         match decode_pulled(body, self.spec.block_size) {
             Ok(events) => {
                 if !events.is_empty() {
-                    self.look(|view| view.messages += 1);
+                    self.outlet.look(|view| view.messages += 1);
                 }
                 for event in events {
                     self.take(event);
@@ -241,7 +235,7 @@ impl Follower {
     }
 
     fn failed(&mut self, why: Why) {
-        self.look(|view| view.failure = Some(why.reason()));
+        self.outlet.look(|view| view.failure = Some(why.reason()));
         self.order.failed();
         if why == Why::Gone {
             self.order.gone();
@@ -252,36 +246,14 @@ impl Follower {
         let slot = self.spec.slot;
         for action in self.order.actions() {
             match action {
-                Action::Apply(id, events) => self.send(Update::Events(slot, id, events)).await?,
-                Action::Clear(loss) => {
-                    info!(
-                        worker = self.spec.worker.id.0,
-                        rank = self.spec.worker.rank.0,
-                        reason = loss.reason(),
-                        "rank cleared"
-                    );
-                    self.metrics.rank_cleared(loss);
-                    self.send(Update::Clear(slot, loss)).await?;
+                Action::Apply(id, events) => {
+                    self.outlet.send(Update::Events(slot, id, events)).await?
                 }
+                Action::Clear(loss) => self.outlet.clear(loss).await?,
             }
         }
         let (standing, gaps) = (self.order.standing(), self.order.gaps());
-        self.look(|view| {
-            view.standing = standing;
-            view.gaps = gaps;
-        });
-        if standing.synced && !self.synced {
-            self.synced = true;
-            self.send(Update::Synced(slot)).await?;
-        }
-        Ok(())
-    }
-
-    async fn send(&self, update: Update) -> Result<(), Stopped> {
-        self.updates.send(update).await.map_err(|_| Stopped)
-    }
-
-    fn look(&self, change: impl FnOnce(&mut View)) {
-        change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
+        // What is fetched cannot come twice.
+        self.outlet.stand(standing, gaps, 0).await
     }
 }

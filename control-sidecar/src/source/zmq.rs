@@ -4,7 +4,7 @@
 //! wants it, decodes, and waits when the state is slower than the engine: then
 //! the publisher drops, which shows as a gap and is repaired.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,9 +15,10 @@ use tracing::{debug, info, warn};
 use warmpath_core::event::KvEvent;
 use warmpath_core::ids::{Worker, WorkerSlot};
 
-use super::sequence::{Action, Loss, Sequencer};
+use super::outlet::{Outlet, Stopped};
+use super::sequence::{Action, Sequencer};
 use super::zmtp::{Connection, SocketKind, ZmtpError};
-use super::{SharedView, Update, View};
+use super::{SharedView, Update};
 use crate::adapter::{Engine, Skip, decode};
 use crate::limits::{
     RECONNECT_PAUSE, REPLAY_SILENCE, REPLAY_TIMEOUT, STREAM_FRAMES_QUEUED, TAIL_CHECK_AFTER,
@@ -49,14 +50,13 @@ pub async fn follow(
     view: SharedView,
     metrics: Arc<Metrics>,
 ) {
+    let outlet = Outlet::new(spec.worker, spec.slot, updates, view, Arc::clone(&metrics));
     let mut stream = Stream {
         sequencer: Sequencer::new(spec.replay.is_some()),
         spec,
-        updates,
-        view,
+        outlet,
         metrics,
         replay: None,
-        synced: false,
     };
     let mut pause = RECONNECT_PAUSE.0;
     loop {
@@ -67,7 +67,7 @@ pub async fn follow(
             return;
         }
         let is_refused = matches!(error, ZmtpError::Refused);
-        if is_refused && stream.send(Update::Refused(stream.spec.slot)).await.is_err() {
+        if is_refused && stream.outlet.send(Update::Refused(stream.spec.slot)).await.is_err() {
             return;
         }
         sleep(pause).await;
@@ -75,18 +75,12 @@ pub async fn follow(
     }
 }
 
-/// Nobody takes updates any more.
-#[derive(Debug)]
-struct Stopped;
-
 struct Stream {
     spec: StreamSpec,
     sequencer: Sequencer,
-    updates: mpsc::Sender<Update>,
-    view: SharedView,
+    outlet: Outlet,
     metrics: Arc<Metrics>,
     replay: Option<Replay>,
-    synced: bool,
 }
 
 impl Stream {
@@ -101,8 +95,8 @@ impl Stream {
         );
         *pause = RECONNECT_PAUSE.0;
         self.sequencer.connected();
-        self.look(|view| view.failure = None);
-        if self.send(Update::Connected(self.spec.slot)).await.is_err() {
+        self.outlet.look(|view| view.failure = None);
+        if self.outlet.send(Update::Connected(self.spec.slot)).await.is_err() {
             return Ok(());
         }
         // One check of the tail after each time of activity.
@@ -130,7 +124,7 @@ impl Stream {
     fn failed(&mut self, error: &ZmtpError) {
         let connected = self.sequencer.standing().connected;
         self.metrics.connection_failed(error.reason());
-        self.look(|view| view.failure = Some(error.reason()));
+        self.outlet.look(|view| view.failure = Some(error.reason()));
         if connected {
             warn!(
                 worker = self.spec.worker.id.0,
@@ -153,7 +147,7 @@ impl Stream {
     }
 
     fn live(&mut self, frames: &[Bytes]) {
-        self.look(|view| view.messages += 1);
+        self.outlet.look(|view| view.messages += 1);
         match numbered(frames) {
             Some((sequence, payload)) => self.sequencer.live(sequence, payload),
             // It has no number; if it should have had one, a gap will show.
@@ -181,7 +175,7 @@ impl Stream {
         for action in self.sequencer.actions() {
             match action {
                 Action::Apply(sequence, payload) => self.apply(sequence, &payload).await?,
-                Action::Clear(loss) => self.clear(loss).await?,
+                Action::Clear(loss) => self.outlet.clear(loss).await?,
                 Action::StopReplay => self.replay = None,
                 Action::Replay(start) => {
                     self.metrics.replay_started();
@@ -195,27 +189,7 @@ impl Stream {
         }
         let (standing, gaps) = (self.sequencer.standing(), self.sequencer.gaps());
         let duplicates = self.sequencer.duplicates();
-        self.look(|view| {
-            view.standing = standing;
-            view.gaps = gaps;
-            view.duplicates = duplicates;
-        });
-        if standing.synced && !self.synced {
-            self.synced = true;
-            self.send(Update::Synced(self.spec.slot)).await?;
-        }
-        Ok(())
-    }
-
-    async fn clear(&mut self, loss: Loss) -> Result<(), Stopped> {
-        info!(
-            worker = self.spec.worker.id.0,
-            rank = self.spec.worker.rank.0,
-            reason = loss.reason(),
-            "rank cleared"
-        );
-        self.metrics.rank_cleared(loss);
-        self.send(Update::Clear(self.spec.slot, loss)).await
+        self.outlet.stand(standing, gaps, duplicates).await
     }
 
     async fn apply(&mut self, sequence: u64, payload: &[u8]) -> Result<(), Stopped> {
@@ -227,7 +201,7 @@ impl Stream {
                 self.sequencer.undecodable();
                 for action in self.sequencer.actions() {
                     if let Action::Clear(loss) = action {
-                        self.clear(loss).await?;
+                        self.outlet.clear(loss).await?;
                     }
                 }
                 return Ok(());
@@ -238,21 +212,13 @@ impl Stream {
         }
         if self.spec.strict_rank && batch.rank.is_some_and(|rank| rank != self.spec.worker.rank.0) {
             self.metrics.batch_of_other_rank();
-            return self.send(Update::Events(self.spec.slot, sequence, Vec::new())).await;
+            return self.outlet.send(Update::Events(self.spec.slot, sequence, Vec::new())).await;
         }
         let is_whole = !batch.skipped.contains(&Skip::Malformed);
         if is_whole && batch.events.contains(&KvEvent::Cleared) {
             self.sequencer.engine_cleared();
         }
-        self.send(Update::Events(self.spec.slot, sequence, batch.events)).await
-    }
-
-    async fn send(&self, update: Update) -> Result<(), Stopped> {
-        self.updates.send(update).await.map_err(|_| Stopped)
-    }
-
-    fn look(&self, change: impl FnOnce(&mut View)) {
-        change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
+        self.outlet.send(Update::Events(self.spec.slot, sequence, batch.events)).await
     }
 }
 
