@@ -481,8 +481,10 @@ impl Keeper {
                 continue;
             }
             if self.followed.contains_key(&slot.0) {
-                // Its events come from elsewhere now: learnt anew.
+                // Its events come from elsewhere now: learnt anew, and that
+                // nobody listened at the old place says nothing any more.
                 self.state.clear(slot, true);
+                self.state.fence(slot, false);
             }
             let followed = self.follow(slot, listed);
             self.followed.insert(slot.0, followed);

@@ -142,6 +142,9 @@ pub const CACHE_FILES_MAX: usize = 16;
 /// most 34 MB.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Bytes that are copied at a time of a file that lies on this host.
+pub const COPY_CHUNK_BYTES: usize = 1024 * 1024;
+
 /// First and longest pause before a model's files are fetched again.
 pub const FETCH_RETRY_PAUSE: (Duration, Duration) =
     (Duration::from_millis(250), Duration::from_secs(10));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -15,7 +15,7 @@ use warmpath_core::limits::TOKENIZER_BYTES_MAX;
 use super::cache::Cache;
 use super::{LoadedModel, load};
 use crate::fleet::{Artifact, ModelFiles, ModelSpec};
-use crate::limits::{FETCH_RETRY_PAUSE, FETCH_TIMEOUT};
+use crate::limits::{COPY_CHUNK_BYTES, FETCH_RETRY_PAUSE, FETCH_TIMEOUT};
 
 /// Why a model's files cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,14 +159,21 @@ impl Loader {
 }
 
 async fn copy(from: &Path, to: &Path) -> Result<blake3::Hash, FetchError> {
-    let length = tokio::fs::metadata(from).await.map_err(|_| FetchError::Disk)?.len();
-    if length > TOKENIZER_BYTES_MAX {
-        return Err(FetchError::TooLong);
+    // A pipe or a device that a card names would never end.
+    let about = tokio::fs::metadata(from).await.map_err(|_| FetchError::Disk)?;
+    if !about.is_file() {
+        return Err(FetchError::Disk);
     }
-    let bytes = tokio::fs::read(from).await.map_err(|_| FetchError::Disk)?;
+    let mut file = tokio::fs::File::open(from).await.map_err(|_| FetchError::Disk)?;
     let mut sink = Sink::create(to).await?;
-    sink.write(&bytes).await?;
-    sink.finish().await
+    let mut chunk = vec![0; COPY_CHUNK_BYTES];
+    loop {
+        let len = file.read(&mut chunk).await.map_err(|_| FetchError::Disk)?;
+        if len == 0 {
+            return sink.finish().await;
+        }
+        sink.write(chunk.get(..len).unwrap_or_default()).await?;
+    }
 }
 
 /// A file that is being written, and hashed while it is.
@@ -286,6 +293,7 @@ mod tests {
             (Artifact { location: format!("{base}/none"), ..good.clone() }, FetchError::Status),
             (Artifact { location: "Qwen/Qwen3".into(), ..good.clone() }, FetchError::Location),
             (Artifact { location: "/no/such/file".into(), ..good.clone() }, FetchError::Disk),
+            (Artifact { location: "/dev/zero".into(), ..good.clone() }, FetchError::Disk),
             (
                 Artifact { location: "http://127.0.0.1:9/none".into(), ..good },
                 FetchError::Unreachable,

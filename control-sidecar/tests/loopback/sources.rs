@@ -133,3 +133,32 @@ async fn without_replay_the_rank_is_learnt_from_live_traffic() {
     assert_eq!(worker["parity"], "exact");
     sidecar.stop().await;
 }
+
+/// Goal: a worker whose publisher has died is fenced, and one that is then listed
+/// as publishing elsewhere is let in again before anybody answers there.
+#[tokio::test]
+async fn a_fence_falls_with_the_place_that_raised_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("workers.yaml");
+    let publisher = Publisher::start(ReplayForm::WithTopic).await;
+    let listed = worker(&publisher, true);
+    std::fs::write(&file, &listed).unwrap();
+    let rest = format!("workers_file: {file:?}");
+    let sidecar = Sidecar::start(config(3_000, &rest)).await.unwrap();
+    let is_fenced = || async { state(&sidecar).await["workers"][0]["fenced"] == true };
+    ready(&sidecar).await;
+    assert!(!is_fenced().await);
+
+    let (events, nobody) = (publisher.events.to_string(), "9");
+    drop(publisher);
+    eventually("the dead worker is fenced", is_fenced).await;
+
+    std::fs::write(&file, listed.replace(&events, nobody)).unwrap();
+    eventually("it is let in again", || async { !is_fenced().await }).await;
+    eventually("nobody answers at the new place", || async {
+        state(&sidecar).await["workers"][0]["source"]["failure"] == "refused"
+    })
+    .await;
+    assert!(!is_fenced().await, "one that was never reached is not dead");
+    sidecar.stop().await;
+}
