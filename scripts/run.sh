@@ -20,7 +20,7 @@ say() {
 }
 
 if [[ ! -e target/warmpath.wasm ]]; then
-  echo 'First run: about 15 minutes on two cores, most of it compiling. Later runs: seconds.'
+  echo 'First run: 5 to 10 minutes on two cores, most of it compiling. Later runs: seconds.'
 fi
 say '1/4 set up' 'Envoy, tokenizer, toolchain for the module'
 scripts/setup.sh install run
