@@ -9,6 +9,8 @@
 pub mod ids;
 pub mod limits;
 
+pub mod settings;
+
 // Request path.
 pub mod json;
 pub mod request;
