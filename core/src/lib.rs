@@ -15,6 +15,8 @@ pub mod settings;
 pub mod json;
 pub mod request;
 
+pub mod demands;
+
 pub mod render;
 
 pub mod tokenize;
