@@ -87,12 +87,28 @@ pub const SNAPSHOT_BLOCKS_MAX: u64 = 1 << 32;
 /// Time between two heartbeats of the sidecar, in milliseconds.
 pub const HEARTBEAT_MS: u64 = 200;
 
-/// Most workers (instances × ranks) in a roster. Slots are 16-bit, and some
-/// must be free for new incarnations.
+/// Most workers (instances × ranks) in a roster. Slots are 16-bit, a worker can
+/// take four of them, and as many must be free for new incarnations.
 pub const ROSTER_WORKERS_MAX: usize = 8_192;
 
-/// Longest endpoint in bytes: an IPv6 address with scope and port.
-pub const ENDPOINT_BYTES_MAX: usize = 80;
+/// Most slots that one worker takes: its own, and one for each lower tier.
+pub const WORKER_SLOTS_MAX: usize = 4;
+
+/// Longest endpoint in bytes: an IPv6 address with scope and port takes 58.
+pub const ENDPOINT_BYTES_MAX: usize = 64;
+
+/// Longest taint of a worker, in bytes.
+pub const TAINT_BYTES_MAX: usize = 256;
+
+/// Most taints of one worker.
+pub const WORKER_TAINTS_MAX: usize = 64;
+
+/// Most different taints of all workers of a roster.
+pub const TAINT_WORDS_MAX: usize = 4_096;
+
+/// Most taints of all workers of a roster together: 64 KiB of a frame, four a
+/// worker in the largest roster.
+pub const ROSTER_TAINTS_MAX: usize = 32_768;
 
 /// Most LoRA adapters in a roster. An engine keeps tens of them, a fleet with
 /// thousands loads them by need.
@@ -142,9 +158,10 @@ const _: () = {
     // The relations that the limits above rely on.
     assert!(DELTA_OPERATIONS_MAX * 16 <= FRAME_BODY_BYTES_MAX);
     assert!(BLOB_PART_BYTES_MAX + 64 <= FRAME_BODY_BYTES_MAX);
-    assert!(8 + ROSTER_WORKERS_MAX * (36 + ENDPOINT_BYTES_MAX) <= FRAME_BODY_BYTES_MAX);
+    assert!(ROSTER_TAINTS_MAX * 2 <= FRAME_BODY_BYTES_MAX);
+    assert!(WORKER_TAINTS_MAX <= u8::MAX as usize && TAINT_WORDS_MAX <= u16::MAX as usize);
     assert!(ADAPTER_HOLDERS_MAX * 2 <= FRAME_BODY_BYTES_MAX);
-    assert!(ROSTER_WORKERS_MAX < u16::MAX as usize / 2);
+    assert!(ROSTER_WORKERS_MAX * WORKER_SLOTS_MAX <= (u16::MAX as usize + 1) / 2);
 };
 
 // --- load ------------------------------------------------------------------

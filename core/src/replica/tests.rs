@@ -4,7 +4,7 @@ use super::*;
 use crate::delta::{Operation, encode_operations};
 use crate::ids::{DpRank, SequenceHash, Worker, WorkerId};
 use crate::load::{Booking, BookingId};
-use crate::roster::{Parity, Role, RosterWorker};
+use crate::roster::{Parity, Role, RosterWorker, TierSlots};
 use std::collections::BTreeSet;
 
 #[cfg(target_arch = "wasm32")]
@@ -289,6 +289,9 @@ fn roster_frame(sequence: u64, ids: &[(u16, u64)]) -> Vec<u8> {
             namespace: 0,
             endpoint: "127.0.0.1:1".to_owned(),
             total_kv_blocks: 0,
+            max_num_batched_tokens: 0,
+            taints: Vec::new(),
+            tiers: TierSlots::default(),
         })
         .collect();
     let body = Roster { workers, adapters: Vec::new() }.encode();

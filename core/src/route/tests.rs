@@ -13,7 +13,7 @@ use crate::models::Models;
 use crate::render::{Flavour, WallClock};
 use crate::replica::Replica;
 use crate::request::{Endpoint, parse};
-use crate::roster::{Parity, Role, Roster, RosterWorker};
+use crate::roster::{Parity, Role, Roster, RosterWorker, TierSlots};
 use crate::tokenize::{AlignedBytes, Tokenizer, compile::compile};
 
 #[cfg(target_arch = "wasm32")]
@@ -165,6 +165,9 @@ fn worker(slot: u16, model: u16, role: Role, parity: Parity) -> RosterWorker {
         namespace: 0,
         endpoint: format!("10.0.0.{slot}:8000"),
         total_kv_blocks: 0,
+        max_num_batched_tokens: 0,
+        taints: Vec::new(),
+        tiers: TierSlots::default(),
     }
 }
 

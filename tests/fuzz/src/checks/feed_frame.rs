@@ -8,7 +8,7 @@ use warmpath_core::delta::{Delta, Operation, SnapshotStart, encode_operations};
 use warmpath_core::frame::{Frame, Kind};
 use warmpath_core::ids::{DpRank, SequenceHash, Worker, WorkerId, WorkerSlot};
 use warmpath_core::render::Flavour;
-use warmpath_core::roster::{Adapter, Parity, Role, Roster, RosterWorker};
+use warmpath_core::roster::{Adapter, Parity, Role, Roster, RosterWorker, TierSlots};
 
 use super::fixtures::text;
 
@@ -41,6 +41,9 @@ pub(super) fn bodies() -> Vec<(Kind, Vec<u8>)> {
         namespace: 1,
         endpoint: "[::1]:8000".to_owned(),
         total_kv_blocks: 100,
+        max_num_batched_tokens: 8192,
+        taints: vec!["a".to_owned(), "b".to_owned()],
+        tiers: TierSlots { host: Some(WorkerSlot(4)), ..TierSlots::default() },
     };
     let adapter =
         Adapter { name: "sql".to_owned(), model: 0, lora: "sql-1".to_owned(), holders: vec![slot] };
