@@ -23,7 +23,7 @@
 //! - *epoch*: one life of a sidecar. Positions of different epochs cannot be
 //!   compared; a new epoch means that the index must be taken anew.
 //! - *log frame*: a frame that changes state ([`Kind::Delta`],
-//!   [`Kind::Roster`], [`Kind::Card`]); these have consecutive sequence
+//!   [`Kind::Roster`], [`Kind::Card`], [`Kind::Settings`]); these have consecutive sequence
 //!   numbers from 1.
 //!
 //! # Invariants
@@ -69,6 +69,8 @@ pub enum Kind {
     SnapshotEnd = 8,
     /// Down, on request: a part of a blob ([`crate::uplink::BlobPart`]).
     BlobPart = 9,
+    /// Down, in the log: [`crate::settings`], of all models.
+    Settings = 10,
     /// Up: first frame of every stream ([`crate::uplink::Hello`]).
     Hello = 32,
     /// Up: the reader has room for more parts ([`crate::uplink::More`]).
@@ -89,6 +91,7 @@ impl Kind {
             7 => Self::SnapshotPart,
             8 => Self::SnapshotEnd,
             9 => Self::BlobPart,
+            10 => Self::Settings,
             32 => Self::Hello,
             33 => Self::More,
             34 => Self::FetchBlob,
@@ -99,7 +102,7 @@ impl Kind {
     /// Whether frames of this kind are numbered consecutively.
     #[must_use]
     pub fn is_in_log(self) -> bool {
-        matches!(self, Self::Delta | Self::Roster | Self::Card)
+        matches!(self, Self::Delta | Self::Roster | Self::Card | Self::Settings)
     }
 }
 

@@ -31,6 +31,7 @@ use crate::index::Index;
 use crate::limits::{PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
 use crate::load::Loads;
 use crate::roster::Roster;
+use crate::settings::{RouterSettings, Settings};
 
 use had_prefill::HadPrefill;
 
@@ -77,6 +78,8 @@ pub struct Changed {
     pub cards: bool,
     /// The roster is another one.
     pub roster: bool,
+    /// The settings are other ones.
+    pub settings: bool,
     /// The sidecar was heard of.
     pub feed: bool,
 }
@@ -89,6 +92,8 @@ pub struct Replica {
     had_prefill: HadPrefill,
     cards: Cards,
     cards_from: Position,
+    settings: RouterSettings,
+    settings_from: Position,
     loads: Loads,
     index: Index,
     index_blocks_max: usize,
@@ -124,6 +129,8 @@ impl Replica {
             had_prefill: HadPrefill::default(),
             cards: Cards::default(),
             cards_from: Position::default(),
+            settings: RouterSettings::default(),
+            settings_from: Position::default(),
             loads: Loads::new(),
             index: Index::new(index_blocks_max),
             index_blocks_max,
@@ -161,7 +168,7 @@ impl Replica {
         let mut changed = Changed { feed: true, ..Changed::default() };
         let at = Position { epoch: frame.epoch, sequence: frame.sequence };
         match frame.kind {
-            Kind::Roster | Kind::Card => {
+            Kind::Roster | Kind::Card | Kind::Settings => {
                 changed = self.apply_state(&frame);
                 self.advance(at, None);
             }
@@ -174,7 +181,7 @@ impl Replica {
         changed
     }
 
-    /// Takes over a roster or card frame, wherever it came from: the ring, or
+    /// Takes over a roster, card or settings frame, wherever it came from: the ring, or
     /// the copy in shared data that a late VM starts with. Its place in the
     /// log is not considered.
     pub fn apply_state_bytes(&mut self, bytes: &[u8]) -> Changed {
@@ -213,6 +220,16 @@ impl Replica {
                 }
                 Err(_) => self.counters.bad_frames += 1,
             },
+            Kind::Settings if at != self.settings_from => {
+                match RouterSettings::decode(frame.body) {
+                    Ok(settings) => {
+                        self.settings = settings;
+                        self.settings_from = at;
+                        changed.settings = true;
+                    }
+                    Err(_) => self.counters.bad_frames += 1,
+                }
+            }
             _ => {}
         }
         changed
@@ -236,8 +253,8 @@ impl Replica {
         }
         let is_next = at.epoch == self.seen.epoch && at.sequence == self.seen.sequence + 1;
         if !is_next && delta.is_none() {
-            // Cards and rosters are sent first on every stream, with the
-            // numbers that they had: no gap.
+            // Cards, settings and rosters are sent first on every stream, with
+            // the numbers that they had: no gap.
             return;
         }
         self.seen = at;
@@ -454,6 +471,18 @@ impl Replica {
     #[must_use]
     pub fn cards(&self) -> &Cards {
         &self.cards
+    }
+
+    /// The settings as the feed has them; all defaults before any came.
+    #[must_use]
+    pub fn settings(&self) -> &RouterSettings {
+        &self.settings
+    }
+
+    /// The settings of a model; `None` for one that no card names.
+    #[must_use]
+    pub fn settings_of(&self, model: Option<u16>) -> &Settings {
+        self.settings.of(model)
     }
 
     /// The bookings.

@@ -5,6 +5,23 @@
 //!
 //! Names, defaults and ranges are those of Dynamo's router 1.6.1
 //! (`KvRouterConfig`), so that whoever moves here keeps every setting.
+//!
+//! # Terms
+//!
+//! - *field*: one setting by the name that operators write, in [`FIELDS`].
+//! - *draft*: settings that are being put together field by field.
+//!
+//! # Invariants
+//!
+//! 1. Whatever is in force has passed [`Settings::validate`], wherever it came
+//!    from: no number is infinite, none is outside its range.
+//! 2. Every field is in [`FIELDS`], goes over the wire, and changes the
+//!    [`Settings`]: what can be written reaches the filters.
+
+mod draft;
+mod wire;
+
+pub use draft::{Draft, FIELDS, Field, Value, Wrong};
 
 /// Which formula chooses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -71,7 +88,7 @@ pub struct ConditionalDisagg {
     /// Uncached share of the prompt below which little is left, `0.0..=1.0`.
     pub eff_isl_ratio_threshold: f64,
     /// Booked prefill tokens, as a share of `max_num_batched_tokens`, above which
-    /// a prefill worker is busy.
+    /// a prefill worker is busy. Never `None` where the policy asks for it.
     pub prefill_busy_threshold: Option<f64>,
     /// Decode blocks, as a share of `total_kv_blocks`, above which a decode
     /// worker must not compute prompts.
@@ -137,8 +154,9 @@ pub struct Settings {
     pub prefill_policy: Option<SelectionPolicy>,
     /// Formula of decode workers, if another one.
     pub decode_policy: Option<SelectionPolicy>,
-    /// Blocks of prefill saved per block that the worker holds, `0.0..=1.0`. 0
-    /// routes by load alone, whatever the other credits are.
+    /// Blocks of prefill saved per block that the worker holds, at least 0; above
+    /// 1 overlap counts for more than the work it saves. 0 routes by load alone,
+    /// whatever the other credits are.
     pub overlap_score_credit: f64,
     /// How fast that credit falls with the worker's booked prefill, at least 0.
     pub overlap_score_credit_decay: f64,
@@ -228,3 +246,42 @@ impl Default for Settings {
         }
     }
 }
+
+impl Settings {
+    /// Whether every value is in its range and none contradicts another. All
+    /// that read settings hold them against this.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong.
+    pub fn validate(&self) -> Result<(), Vec<Wrong>> {
+        Draft::of(*self).finish().map(drop)
+    }
+}
+
+/// The settings of all models, as they travel on the feed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouterSettings {
+    /// Of models that have none of their own, and of the gateway as a whole.
+    pub default: Settings,
+    /// Of models whose workers bring settings of their own, by the model's
+    /// number, ascending. They replace the default as a whole.
+    pub of_models: Vec<(u16, Settings)>,
+}
+
+impl RouterSettings {
+    /// The settings of a model.
+    ///
+    /// - `model`: its number; `None` for one that no card names.
+    #[must_use]
+    pub fn of(&self, model: Option<u16>) -> &Settings {
+        let own = model.and_then(|model| {
+            let at = self.of_models.binary_search_by_key(&model, |(number, _)| *number).ok()?;
+            self.of_models.get(at)
+        });
+        own.map_or(&self.default, |(_, settings)| settings)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,8 @@ pub enum WireError {
     UnknownCase,
     /// A count or length is above its named limit.
     OverLimit,
+    /// A number is outside of its range, or contradicts another.
+    OutOfRange,
     /// The first bytes are not a frame's, or of another version.
     NotAFrame,
     /// The checksum does not match.
@@ -41,6 +43,7 @@ impl WireError {
             Self::NotUtf8 => "not_utf8",
             Self::UnknownCase => "unknown_case",
             Self::OverLimit => "over_limit",
+            Self::OutOfRange => "out_of_range",
             Self::NotAFrame => "not_a_frame",
             Self::Checksum => "checksum",
         }
@@ -55,6 +58,7 @@ impl fmt::Display for WireError {
             Self::NotUtf8 => "a text is not UTF-8",
             Self::UnknownCase => "a number names no known case",
             Self::OverLimit => "a count or length is above its limit",
+            Self::OutOfRange => "a number is outside of its range",
             Self::NotAFrame => "not a frame of this version",
             Self::Checksum => "the checksum does not match",
         })

@@ -6,9 +6,11 @@
 use core::fmt;
 
 use serde::Deserialize;
+use serde_json::{Map, Value as Json};
 use warmpath_core::headers::{TENANT, steers_routing};
 
 use crate::limits::HEADER_NAME_BYTES_MAX;
+use crate::overrides::Overrides;
 
 /// How the choice is handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -32,12 +34,13 @@ struct RawConfig {
     token_data: bool,
     index_blocks_max: u64,
     body_bytes_max: u64,
-    booking_expiry_ms: u64,
+    booking_expiry_ms: Option<u64>,
     feed_stale_ms: u64,
-    enforce_disagg: bool,
+    enforce_disagg: Option<bool>,
     prefiller_header: bool,
     cache_salt_header: Option<String>,
     cache_salt_from_body: bool,
+    router: Map<String, Json>,
 }
 
 impl Default for RawConfig {
@@ -49,12 +52,13 @@ impl Default for RawConfig {
             token_data: false,
             index_blocks_max: 4_000_000,
             body_bytes_max: 4 * 1024 * 1024,
-            booking_expiry_ms: 300_000,
+            booking_expiry_ms: None,
             feed_stale_ms: 2_000,
-            enforce_disagg: false,
+            enforce_disagg: None,
             prefiller_header: false,
             cache_salt_header: None,
             cache_salt_from_body: true,
+            router: Map::new(),
         }
     }
 }
@@ -81,15 +85,9 @@ pub struct Config {
     /// load: looking at it would hold the worker thread up for too long. 1 KiB to
     /// 16 MiB; default 4 MiB.
     pub body_bytes_max: usize,
-    /// After how long a booking that nobody frees or refreshes ends, in
-    /// milliseconds. 1 s to 1 day; default 300 s, Dynamo's.
-    pub booking_expiry_ms: u64,
     /// Age of the feed from which decisions count as made on stale state, in
     /// milliseconds. 500 ms to 1 hour; default 2 s.
     pub feed_stale_ms: u64,
-    /// Whether requests are answered 503 where a decode worker would have to
-    /// serve without a prefill worker. Default no.
-    pub enforce_disagg: bool,
     /// Whether `x-prefiller-host-port` says where the prefill worker is reached,
     /// for engines with llm-d's sidecar. Default no.
     pub prefiller_header: bool,
@@ -100,6 +98,12 @@ pub struct Config {
     /// Whether the body's own cache salt counts where that header is absent.
     /// Default yes. The body is passed on in any case.
     pub cache_salt_from_body: bool,
+    /// Settings that win over the feed's: `router`, and two with members of
+    /// their own. `enforce_disagg` is whether requests are answered 503 where a
+    /// decode worker would have to serve without a prefill worker;
+    /// `booking_expiry_ms`, 1 s to 1 day, is after how long a booking that
+    /// nobody frees or refreshes ends. Default none.
+    pub overrides: Overrides,
 }
 
 /// Why a configuration is refused.
@@ -109,7 +113,7 @@ pub enum ConfigError {
     /// and place.
     Malformed(String),
     /// Members out of their ranges, all of them.
-    OutOfRange(Vec<&'static str>),
+    OutOfRange(Vec<String>),
 }
 
 impl fmt::Display for ConfigError {
@@ -140,24 +144,26 @@ impl Config {
         };
         let mut wrong = Vec::new();
         if raw.feed_cluster.is_empty() {
-            wrong.push("`feed_cluster` must not be empty");
+            wrong.push("`feed_cluster` must not be empty".to_owned());
         }
         if !(1_000..=40_000_000).contains(&raw.index_blocks_max) {
-            wrong.push("`index_blocks_max` must be 1000 to 40000000");
+            wrong.push("`index_blocks_max` must be 1000 to 40000000".to_owned());
         }
         if !(1_024..=16 * 1024 * 1024).contains(&raw.body_bytes_max) {
-            wrong.push("`body_bytes_max` must be 1024 to 16777216");
+            wrong.push("`body_bytes_max` must be 1024 to 16777216".to_owned());
         }
-        if !(1_000..=86_400_000).contains(&raw.booking_expiry_ms) {
-            wrong.push("`booking_expiry_ms` must be 1000 to 86400000");
+        if raw.booking_expiry_ms.is_some_and(|ms| !(1_000..=86_400_000).contains(&ms)) {
+            wrong.push("`booking_expiry_ms` must be 1000 to 86400000".to_owned());
         }
         if !(500..=3_600_000).contains(&raw.feed_stale_ms) {
-            wrong.push("`feed_stale_ms` must be 500 to 3600000");
+            wrong.push("`feed_stale_ms` must be 500 to 3600000".to_owned());
         }
         let cache_salt_header = raw.cache_salt_header.map(|name| name.to_ascii_lowercase());
         if cache_salt_header.as_deref().is_some_and(|name| !may_carry_salt(name)) {
-            wrong.push("`cache_salt_header` must name a header that steers no routing");
+            wrong.push("`cache_salt_header` must name a header that steers no routing".to_owned());
         }
+        let overrides =
+            overrides(&raw.router, raw.enforce_disagg, raw.booking_expiry_ms, &mut wrong);
         let (Ok(index_blocks_max), Ok(body_bytes_max), true) = (
             usize::try_from(raw.index_blocks_max),
             usize::try_from(raw.body_bytes_max),
@@ -172,14 +178,44 @@ impl Config {
             token_data: raw.token_data,
             index_blocks_max,
             body_bytes_max,
-            booking_expiry_ms: raw.booking_expiry_ms,
             feed_stale_ms: raw.feed_stale_ms,
-            enforce_disagg: raw.enforce_disagg,
             prefiller_header: raw.prefiller_header,
             cache_salt_header,
             cache_salt_from_body: raw.cache_salt_from_body,
+            overrides,
         })
     }
+}
+
+/// The settings that win over the feed's.
+fn overrides(
+    router: &Map<String, Json>,
+    enforce_disagg: Option<bool>,
+    booking_expiry_ms: Option<u64>,
+    wrong: &mut Vec<String>,
+) -> Overrides {
+    let mut overrides = Overrides::default();
+    for (name, value) in router {
+        if let Err(why) = overrides.add(name, value.clone()) {
+            wrong.push(format!("`router`: {why}"));
+        }
+    }
+    let expiry_secs = booking_expiry_ms.map(|ms| Json::from(ms as f64 / 1_000.0));
+    let own = [
+        ("enforce_disagg", "enforce_disagg", enforce_disagg.map(Json::from)),
+        ("booking_expiry_ms", "active_request_expiry_secs", expiry_secs),
+    ];
+    for (member, name, value) in own {
+        let Some(value) = value else { continue };
+        if router.contains_key(name) {
+            wrong.push(format!("`{member}` is `router.{name}`: give one of them"));
+        } else if wrong.is_empty()
+            && let Err(why) = overrides.add(name, value)
+        {
+            wrong.push(why);
+        }
+    }
+    overrides
 }
 
 /// Whether a lower-case name is that of a header, and of one that may be passed
@@ -193,14 +229,15 @@ fn may_carry_salt(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use warmpath_core::settings::{RouterSettings, Settings};
 
     #[test]
     fn nothing_is_all_defaults() {
         let config = Config::parse(b"").unwrap();
         assert_eq!(config, Config::parse(b"{}").unwrap());
         assert_eq!(config.mode, Mode::Body);
-        assert_eq!(config.booking_expiry_ms, 300_000);
-        assert_eq!((config.enforce_disagg, config.prefiller_header), (false, false));
+        assert_eq!(config.overrides, Overrides::default());
+        assert!(!config.prefiller_header);
         assert_eq!((config.cache_salt_header, config.cache_salt_from_body), (None, true));
     }
 
@@ -244,6 +281,44 @@ mod tests {
             panic!("must be refused");
         };
         assert_eq!(wrong.len(), 3, "{wrong:?}");
+    }
+
+    fn settings(json: &str) -> Settings {
+        let config = Config::parse(json.as_bytes()).unwrap_or_else(|err| panic!("{json}: {err}"));
+        config.overrides.over(&RouterSettings::default()).0.default
+    }
+
+    #[test]
+    fn settings_of_the_plugin_win() {
+        assert_eq!(settings("{}"), Settings::default());
+        let old = settings(r#"{"enforce_disagg": true, "booking_expiry_ms": 1500}"#);
+        assert!(old.enforce_disagg);
+        assert_eq!(old.active_request_expiry_ms, 1_500);
+        let new =
+            settings(r#"{"router": {"enforce_disagg": true, "active_request_expiry_secs": 1.5}}"#);
+        assert_eq!(new, old);
+    }
+
+    #[test]
+    fn settings_that_cannot_be_are_named() {
+        for (json, expected) in [
+            (r#"{"router": {"router_temprature": 1}}"#, "router_temprature"),
+            (r#"{"router": {"router_temperature": -1}}"#, "`router_temperature` must be a number"),
+            (r#"{"router": {"router_temperature": "1"}}"#, "`router_temperature` must be a number"),
+            (r#"{"router": {"use_kv_events": [true]}}"#, "`use_kv_events` must be true or false"),
+            (r#"{"router": [1]}"#, "plugin configuration"),
+            (
+                r#"{"enforce_disagg": true, "router": {"enforce_disagg": false}}"#,
+                "`enforce_disagg` is `router.enforce_disagg`",
+            ),
+            (
+                r#"{"booking_expiry_ms": 1000, "router": {"active_request_expiry_secs": 1}}"#,
+                "`booking_expiry_ms` is `router.active_request_expiry_secs`",
+            ),
+        ] {
+            let words = Config::parse(json.as_bytes()).unwrap_err().to_string();
+            assert!(words.contains(expected), "{json}: {words}");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::limits::{
     SNAPSHOT_CREDIT, STREAM_RETRY_MS, STREAM_SILENCE_MS,
 };
 use crate::metrics::Counter;
-use crate::vm::{Vm, cards_key, roster_key};
+use crate::vm::{Vm, cards_key, roster_key, settings_key};
 
 const SERVICE: &str = "warmpath.feed.v1.Feed";
 const METHOD: &str = "Attach";
@@ -229,6 +229,7 @@ impl Vm {
             }
             Kind::Card => self.keep(&cards_key(), bytes),
             Kind::Roster => self.keep(&roster_key(), bytes),
+            Kind::Settings => self.keep(&settings_key(), bytes),
             _ => {}
         }
         if !self.try_append(&Entry::Feed(bytes).encode()) {

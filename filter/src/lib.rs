@@ -14,6 +14,7 @@ pub mod host;
 pub mod http;
 pub mod limits;
 pub mod metrics;
+pub mod overrides;
 
 mod feed;
 mod pairing;

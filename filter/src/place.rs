@@ -10,6 +10,7 @@ use warmpath_core::reason::Reason;
 use warmpath_core::ring::Append;
 use warmpath_core::route::{Choice, Policy, Prepared, Unplaced, select};
 use warmpath_core::score::Knobs;
+use warmpath_core::settings::Settings;
 
 use crate::host;
 use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_ENTRIES_MAX, REQUEST_RING_NS};
@@ -36,7 +37,7 @@ impl Vm {
         let (serving, prefill) = (self.next_booking(), self.next_booking());
         let started = host::monotonic_ns();
         let now_ms = started / 1_000_000;
-        let policy = Policy { knobs: Knobs::default(), enforce_disagg: self.config.enforce_disagg };
+        let policy = policy(&self.settings(prepared.model));
         for _ in 0..BOOKING_ATTEMPTS_MAX {
             let spent = host::monotonic_ns().saturating_sub(started);
             let is_current =
@@ -102,5 +103,17 @@ impl Vm {
         for booking in placed.prefill.into_iter().chain([placed.serving]) {
             self.free(booking);
         }
+    }
+}
+
+/// What the settings say of choosing.
+fn policy(settings: &Settings) -> Policy {
+    Policy {
+        knobs: Knobs {
+            overlap_score_credit: settings.overlap_score_credit,
+            prefill_load_scale: settings.prefill_load_scale,
+            decode_active_request_weight: settings.decode_active_request_weight,
+        },
+        enforce_disagg: settings.enforce_disagg,
     }
 }

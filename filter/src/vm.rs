@@ -15,6 +15,7 @@ use warmpath_core::load::BookingId;
 use warmpath_core::models::Models;
 use warmpath_core::replica::{Changed, Counters, Position, Replica};
 use warmpath_core::ring::{Read, Ring};
+use warmpath_core::settings::{RouterSettings, Settings};
 use warmpath_core::shared::{KEY_PREFIX, SharedData, Unavailable, Write};
 
 use crate::config::Config;
@@ -73,6 +74,8 @@ pub(crate) struct Vm {
     pub(crate) caught_up: bool,
     pub(crate) replica: Replica,
     pub(crate) models: Models,
+    /// The feed's settings with the plugin's laid over them.
+    settings: RouterSettings,
     pub(crate) metrics: Metrics,
     pub(crate) random: Random,
     pub(crate) feed: Feed,
@@ -107,6 +110,7 @@ impl Vm {
             caught_up: false,
             replica: Replica::new(config.index_blocks_max),
             models: Models::default(),
+            settings: RouterSettings::default(),
             metrics: Metrics::define(),
             random: Random::seeded(host::wall_clock_ns() ^ number.rotate_left(32)),
             feed: Feed::default(),
@@ -121,6 +125,7 @@ impl Vm {
             expire_at_ms: 0,
             gauges_at_ms: 0,
         };
+        vm.take_settings();
         vm.take_kept_state();
         Ok(vm)
     }
@@ -131,14 +136,15 @@ impl Vm {
         }
         self.config = config.clone();
         self.root = root;
+        self.take_settings();
         // Streams belong to the root context that opened them, which ends.
         self.feed = Feed::default();
         self.replica.abandon_snapshot();
     }
 
-    /// Takes the cards and roster that a leader left in shared data.
+    /// Takes the cards, settings and roster that a leader left in shared data.
     fn take_kept_state(&mut self) {
-        for key in [cards_key(), roster_key()] {
+        for key in [cards_key(), settings_key(), roster_key()] {
             if let Ok(Some(kept)) = self.store.get(&key) {
                 let changed = self.replica.apply_state_bytes(&kept.value);
                 self.note(changed, None);
@@ -152,9 +158,30 @@ impl Vm {
             self.models.take_cards(self.replica.cards());
             self.feed.keep_loading(&self.models.named_blobs());
         }
+        if changed.settings {
+            self.take_settings();
+        }
         if changed.feed && now_ms.is_some() {
             self.heard_at_ms = now_ms;
         }
+    }
+
+    /// Lays the plugin's settings over the feed's, when either has changed.
+    fn take_settings(&mut self) {
+        let (settings, wrong) = self.config.overrides.over(self.replica.settings());
+        for wrong in wrong {
+            // Once a change, not once a request.
+            log::error!(
+                "warmpath: the plugin's `router` does not fit the feed's settings: {wrong}"
+            );
+        }
+        self.settings = settings;
+    }
+
+    /// The settings in force for a model; `None` for one that no card names, and
+    /// for what concerns the gateway as a whole.
+    pub(crate) fn settings(&self, model: Option<u16>) -> Settings {
+        *self.settings.of(model)
     }
 
     /// Applies entries of the ring log, until there are no more, `entries_max`
@@ -269,7 +296,8 @@ impl Vm {
         self.refresh_own(now_ms);
         if now_ms >= self.expire_at_ms {
             self.expire_at_ms = now_ms + EXPIRE_EVERY_MS;
-            let expired = self.replica.loads_mut().expire(now_ms, self.config.booking_expiry_ms);
+            let expiry_ms = self.settings(None).active_request_expiry_ms;
+            let expired = self.replica.loads_mut().expire(now_ms, expiry_ms);
             self.metrics.add(Counter::BookingsExpired, expired as u64);
         }
         if now_ms >= self.gauges_at_ms {
@@ -280,7 +308,7 @@ impl Vm {
 
     /// Says of long requests that they still run, before they expire.
     fn refresh_own(&mut self, now_ms: u64) {
-        let due_ms = self.config.booking_expiry_ms / 2;
+        let due_ms = self.settings(None).active_request_expiry_ms / 2;
         let due: Vec<BookingId> = self
             .own
             .iter()
@@ -332,6 +360,11 @@ pub(crate) fn cards_key() -> String {
 /// Key of the last roster frame, for VMs that start later.
 pub(crate) fn roster_key() -> String {
     format!("{KEY_PREFIX}/roster")
+}
+
+/// Key of the last settings frame, for VMs that start later.
+pub(crate) fn settings_key() -> String {
+    format!("{KEY_PREFIX}/settings")
 }
 
 /// A number that no other VM of this process has.

@@ -330,3 +330,23 @@ fn a_roster_that_cannot_be_read_leaves_the_old_one() {
     assert_eq!(replica.roster().workers.len(), 1);
     assert_eq!(replica.counters().bad_frames, 1);
 }
+
+#[test]
+fn the_last_settings_are_kept() {
+    let sidecar = Sidecar::new(7);
+    let mut replica = live(&sidecar);
+    assert_eq!(*replica.settings_of(Some(1)), Settings::default());
+    let own = Settings { router_temperature: 0.5, ..Settings::default() };
+    let sent = RouterSettings { default: Settings::default(), of_models: vec![(1, own)] };
+    let frame = sidecar.frame(Kind::Settings, 1, &sent.encode());
+    assert!(ring(&mut replica, &frame).settings);
+    assert_eq!(*replica.settings_of(Some(1)), own);
+    assert_eq!(*replica.settings_of(None), Settings::default());
+    assert!(replica.is_live(), "a settings frame is the log's next");
+    // The same again, as at the start of a stream or from shared data.
+    assert!(!replica.apply_state_bytes(&frame).settings);
+    let bad = sidecar.frame(Kind::Settings, 2, &sent.encode()[1..]);
+    assert!(!replica.apply_state_bytes(&bad).settings);
+    assert_eq!(*replica.settings_of(Some(1)), own);
+    assert_eq!(replica.counters().bad_frames, 1);
+}
