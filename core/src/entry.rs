@@ -2,6 +2,10 @@
 //!
 //! Feed frames as they came, and what happens to bookings.
 
+use std::borrow::Cow;
+
+use crate::approximate::{Decision, Retention};
+use crate::demands::SessionKey;
 use crate::ids::{SequenceHash, WorkerSlot};
 use crate::limits::BOOKING_BLOCKS_MAX;
 use crate::load::{Booking, BookingId};
@@ -22,12 +26,28 @@ pub enum Entry<'a> {
         /// The worker that computes the prompt.
         prefill: Booking,
     },
+    /// A request was placed, and more is to be remembered of it.
+    Noted {
+        /// The request's booking or bookings: an encoded entry.
+        booked: Cow<'a, [u8]>,
+        /// What else.
+        note: Note,
+    },
     /// Its worker has begun to answer.
     PrefillDone(BookingId),
     /// It still runs, at this time of the host's monotonic clock.
     Refreshed(BookingId, u64),
     /// It has ended.
     Freed(BookingId),
+}
+
+/// What is remembered of a placed request besides its bookings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Note {
+    /// The session that it belongs to.
+    pub session: Option<SessionKey>,
+    /// The blocks that its worker will hold, where own decisions stand for caches.
+    pub decision: Option<Decision>,
 }
 
 impl<'a> Entry<'a> {
@@ -49,6 +69,11 @@ impl<'a> Entry<'a> {
                 writer.u8(6);
                 write_booking(&mut writer, serving);
                 write_booking(&mut writer, prefill);
+            }
+            Self::Noted { booked, note } => {
+                writer.u8(9);
+                write_note(&mut writer, note);
+                writer.raw(booked);
             }
             Self::PrefillDone(id) => {
                 writer.u8(3);
@@ -84,11 +109,76 @@ impl<'a> Entry<'a> {
                 serving: read_booking(&mut reader)?,
                 prefill: read_booking(&mut reader)?,
             },
+            9 => {
+                let note = read_note(&mut reader)?;
+                return Ok(Self::Noted { booked: Cow::Borrowed(reader.rest()), note });
+            }
             _ => return Err(WireError::UnknownCase),
         };
         reader.finish()?;
         Ok(entry)
     }
+}
+
+fn write_note(writer: &mut Writer, note: &Note) {
+    writer.u8(u8::from(note.session.is_some()) | u8::from(note.decision.is_some()) << 1);
+    if let Some(SessionKey(key)) = note.session {
+        writer.raw(&key.to_le_bytes());
+    }
+    if let Some(Decision { id, slot, at_ms, retention, hashes }) = &note.decision {
+        writer.u64(id.0);
+        writer.u16(slot.0);
+        writer.u64(*at_ms);
+        let (kind, amount) = match retention {
+            Retention::Time(ttl_ms) => (1, ttl_ms),
+            Retention::Room(blocks) => (2, blocks),
+        };
+        writer.u8(kind);
+        writer.u64(*amount);
+        write_hashes(writer, hashes);
+    }
+}
+
+fn read_note(reader: &mut Reader<'_>) -> Result<Note, WireError> {
+    let parts = reader.u8()?;
+    if parts > 3 {
+        return Err(WireError::UnknownCase);
+    }
+    let session = match parts & 1 {
+        0 => None,
+        _ => {
+            let (low, high) = (reader.u64()?, reader.u64()?);
+            Some(SessionKey(u128::from(high) << 64 | u128::from(low)))
+        }
+    };
+    let decision = match parts & 2 {
+        0 => None,
+        _ => Some(Decision {
+            id: BookingId(reader.u64()?),
+            slot: WorkerSlot(reader.u16()?),
+            at_ms: reader.u64()?,
+            retention: match (reader.u8()?, reader.u64()?) {
+                (1, ttl_ms) => Retention::Time(ttl_ms),
+                (2, blocks) => Retention::Room(blocks),
+                _ => return Err(WireError::UnknownCase),
+            },
+            hashes: read_hashes(reader)?,
+        }),
+    };
+    Ok(Note { session, decision })
+}
+
+fn write_hashes(writer: &mut Writer, hashes: &[SequenceHash]) {
+    let hashes = hashes.get(..BOOKING_BLOCKS_MAX).unwrap_or(hashes);
+    writer.count(hashes.len());
+    for hash in hashes {
+        writer.u64(hash.0);
+    }
+}
+
+fn read_hashes(reader: &mut Reader<'_>) -> Result<Vec<SequenceHash>, WireError> {
+    let count = reader.count(BOOKING_BLOCKS_MAX, 8)?;
+    (0..count).map(|_| reader.u64().map(SequenceHash)).collect()
 }
 
 fn write_booking(writer: &mut Writer, booking: &Booking) {
@@ -149,6 +239,28 @@ mod tests {
                 for len in 0..bytes.len() {
                     assert!(Entry::decode(&bytes[..len]).is_err(), "{entry:?} cut at {len}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn notes_survive_the_wire() {
+        let booked = Entry::Booked(booking(2)).encode();
+        let hashes = vec![SequenceHash(7), SequenceHash(u64::MAX)];
+        let (id, slot, retention) = (BookingId(9), WorkerSlot(4), Retention::Room(77));
+        let decision = Decision { id, slot, at_ms: 5, retention, hashes };
+        let session = Some(SessionKey(u128::MAX - 5));
+        for note in [
+            Note::default(),
+            Note { session, decision: None },
+            Note { session: None, decision: Some(decision.clone()) },
+            Note { session, decision: Some(decision) },
+        ] {
+            let entry = Entry::Noted { booked: Cow::Borrowed(&booked), note };
+            let bytes = entry.encode();
+            assert_eq!(Entry::decode(&bytes), Ok(entry));
+            for len in 0..bytes.len() - booked.len() {
+                assert!(Entry::decode(&bytes[..len]).is_err(), "cut at {len}");
             }
         }
     }

@@ -25,7 +25,11 @@ pub mod hash;
 
 pub mod overlap;
 
+pub mod approximate;
+
 pub mod load;
+
+pub mod affinity;
 
 pub mod score;
 

@@ -161,7 +161,7 @@ const _: () = {
     assert!(ROSTER_TAINTS_MAX * 2 <= FRAME_BODY_BYTES_MAX);
     assert!(WORKER_TAINTS_MAX <= u8::MAX as usize && TAINT_WORDS_MAX <= u16::MAX as usize);
     assert!(ADAPTER_HOLDERS_MAX * 2 <= FRAME_BODY_BYTES_MAX);
-    assert!(ROSTER_WORKERS_MAX * WORKER_SLOTS_MAX <= (u16::MAX as usize + 1) / 2);
+    assert!(ROSTER_WORKERS_MAX * WORKER_SLOTS_MAX <= 1 << 15);
 };
 
 // --- load ------------------------------------------------------------------
@@ -173,6 +173,17 @@ pub const BOOKINGS_MAX: usize = 65_536;
 /// of a longer prompt beyond it count towards no worker's active blocks; at 16
 /// tokens a block that is a prompt of 128 k tokens.
 pub const BOOKING_BLOCKS_MAX: usize = 8_192;
+
+/// Most sessions that are bound to a worker at a time (Dynamo's bound). Each takes
+/// about 50 bytes in each VM.
+pub const SESSIONS_MAX: usize = 65_536;
+
+/// Most blocks of own decisions that stand for caches, over all workers. Each
+/// takes about 80 bytes in each VM.
+pub const APPROXIMATE_RECORDS_MAX: usize = 1_000_000;
+
+/// Steps in which such records end, in milliseconds (Dynamo's).
+pub const APPROXIMATE_TICK_MS: u64 = 100;
 
 // --- shared data -----------------------------------------------------------
 

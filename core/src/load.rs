@@ -205,6 +205,22 @@ impl Loads {
         (prompt.len() - active) as u64
     }
 
+    /// Whether a booking is there.
+    #[must_use]
+    pub fn contains(&self, id: BookingId) -> bool {
+        self.placed.contains_key(&id)
+    }
+
+    /// Bookings on some workers whose prefill is not done.
+    ///
+    /// # Cost
+    ///
+    /// Looks at every booking.
+    pub fn prefills(&self, is_one: impl Fn(WorkerSlot) -> bool) -> u64 {
+        let waits = |it: &&Placed| !it.prefill_done && is_one(it.booking.slot);
+        self.placed.values().filter(waits).count() as u64
+    }
+
     /// Number of bookings.
     #[must_use]
     pub fn bookings(&self) -> usize {

@@ -11,6 +11,9 @@ pub enum Reason {
     Kv,
     /// By overlap and load, on a feed that has not been heard of for a while.
     StaleFeed,
+    /// By own decisions and load: workers are not asked what they hold
+    /// (`use_kv_events=false`).
+    Approximate,
     /// By overlap and load, on an index that is being taken anew.
     Resyncing,
     /// By load: the index has not been taken yet.
@@ -49,17 +52,26 @@ pub enum Reason {
     NotOurPath,
     /// Answered 400: no engine could understand the body.
     BadRequest,
+    /// Answered 400: the request names a worker that is not there.
+    BadPin,
     /// Answered 503: no worker is there.
     NoWorkers,
+    /// Answered 503: no worker has the taints that the request demands.
+    Unsatisfied,
+    /// Answered 529, or what is configured: every worker takes no more.
+    Overloaded,
+    /// Answered 429: too many prompts wait already.
+    QueueFull,
     /// Left to the gateway's own balancing: something that cannot happen did.
     Internal,
 }
 
 impl Reason {
     /// Every reason, to define their counters once.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::Kv,
         Self::StaleFeed,
+        Self::Approximate,
         Self::Resyncing,
         Self::Warming,
         Self::WarmingModel,
@@ -78,7 +90,11 @@ impl Reason {
         Self::WrongPairing,
         Self::NotOurPath,
         Self::BadRequest,
+        Self::BadPin,
         Self::NoWorkers,
+        Self::Unsatisfied,
+        Self::Overloaded,
+        Self::QueueFull,
         Self::Internal,
     ];
 
@@ -88,6 +104,7 @@ impl Reason {
         match self {
             Self::Kv => "kv",
             Self::StaleFeed => "stale_feed",
+            Self::Approximate => "approximate",
             Self::Resyncing => "resyncing",
             Self::Warming => "warming",
             Self::WarmingModel => "warming_model",
@@ -106,7 +123,11 @@ impl Reason {
             Self::WrongPairing => "wrong_pairing",
             Self::NotOurPath => "not_our_path",
             Self::BadRequest => "bad_request",
+            Self::BadPin => "bad_pin",
             Self::NoWorkers => "no_workers",
+            Self::Unsatisfied => "unsatisfied",
+            Self::Overloaded => "overloaded",
+            Self::QueueFull => "queue_full",
             Self::Internal => "internal",
         }
     }

@@ -22,14 +22,18 @@
 
 mod had_prefill;
 
+use crate::affinity::Affinity;
+use crate::approximate::Approximate;
 use crate::card::Cards;
 use crate::delta::{Delta, SnapshotStart};
-use crate::entry::Entry;
+use crate::demands::SessionKey;
+use crate::entry::{Entry, Note};
 use crate::frame::{Frame, Kind};
-use crate::ids::WorkerSlot;
+use crate::ids::{SequenceHash, WorkerSlot};
 use crate::index::Index;
 use crate::limits::{PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
 use crate::load::Loads;
+use crate::overlap::{Overlap, overlaps};
 use crate::roster::Roster;
 use crate::settings::{RouterSettings, Settings};
 
@@ -95,6 +99,8 @@ pub struct Replica {
     settings: RouterSettings,
     settings_from: Position,
     loads: Loads,
+    affinity: Affinity,
+    approximate: Approximate,
     index: Index,
     index_blocks_max: usize,
     /// Where the index stands, while it is live.
@@ -132,6 +138,8 @@ impl Replica {
             settings: RouterSettings::default(),
             settings_from: Position::default(),
             loads: Loads::new(),
+            affinity: Affinity::default(),
+            approximate: Approximate::default(),
             index: Index::new(index_blocks_max),
             index_blocks_max,
             live_at: None,
@@ -151,12 +159,41 @@ impl Replica {
                 self.loads.add(serving);
                 self.loads.add(prefill);
             }
+            Ok(Entry::Noted { booked, note }) => self.apply_noted(&booked, note),
             Ok(Entry::PrefillDone(id)) => self.loads.prefill_done(id),
             Ok(Entry::Refreshed(id, at_ms)) => self.loads.refresh(id, at_ms),
-            Ok(Entry::Freed(id)) => self.loads.free(id),
+            Ok(Entry::Freed(id)) => {
+                self.loads.free(id);
+                self.affinity.ended(id);
+                self.approximate.ended(id);
+            }
             Err(_) => self.counters.bad_frames += 1,
         }
         Changed::default()
+    }
+
+    fn apply_noted(&mut self, booked: &[u8], note: Note) {
+        let serving = match Entry::decode(booked) {
+            Ok(Entry::Booked(serving)) => {
+                self.loads.add(serving.clone());
+                serving
+            }
+            Ok(Entry::BookedPair { serving, prefill }) => {
+                self.loads.add(serving.clone());
+                self.loads.add(prefill);
+                serving
+            }
+            _ => {
+                self.counters.bad_frames += 1;
+                return;
+            }
+        };
+        if let Some(session) = note.session {
+            self.affinity.bind(session, serving.slot, serving.id);
+        }
+        if let Some(decision) = note.decision {
+            self.approximate.record(decision);
+        }
     }
 
     fn apply_frame(&mut self, bytes: &[u8]) -> Changed {
@@ -240,6 +277,8 @@ impl Replica {
         for entry in &old.workers {
             if self.worker(entry.slot).is_none_or(|now| now.worker != entry.worker) {
                 self.loads.drop_worker(entry.slot);
+                self.affinity.drop_worker(entry.slot);
+                self.approximate.drop_worker(entry.slot);
             }
         }
         self.had_prefill.note(&self.roster);
@@ -404,6 +443,7 @@ impl Replica {
     /// Does a bounded piece of background work; call it on every tick.
     pub fn step(&mut self) {
         self.index.sweep(SWEEP_TABLES_PER_STEP);
+        self.approximate.step(SWEEP_TABLES_PER_STEP);
     }
 
     /// Whether the index shows the log's state.
@@ -491,9 +531,64 @@ impl Replica {
         &self.loads
     }
 
-    /// The bookings, to expire them.
-    pub fn loads_mut(&mut self) -> &mut Loads {
-        &mut self.loads
+    /// Ends what has lasted its time: bookings that nobody frees or refreshes,
+    /// sessions, records of own decisions. Returns how many bookings ended.
+    ///
+    /// # Cost
+    ///
+    /// Looks at every booking and session; call it about once a second.
+    pub fn expire(&mut self, now_ms: u64, settings: &Settings) -> usize {
+        let expired = self.loads.expire(now_ms, settings.active_request_expiry_ms);
+        let ttl_ms = settings.session_affinity.map_or(0, |affinity| affinity.ttl_ms);
+        let runs = |id| self.loads.contains(id);
+        self.affinity.expire(now_ms, ttl_ms, runs);
+        self.approximate.end_others(runs);
+        self.approximate.expire(now_ms);
+        expired
+    }
+
+    /// Counts the leading blocks of a prompt that each worker holds, as it says or
+    /// as own decisions let expect.
+    ///
+    /// - `out`: is cleared first; then in ascending order of slots.
+    pub fn held(
+        &mut self,
+        prompt: &[SequenceHash],
+        settings: &Settings,
+        now_ms: u64,
+        out: &mut Vec<Overlap>,
+    ) {
+        out.clear();
+        if !settings.use_kv_events {
+            self.approximate.overlaps(prompt, now_ms, out);
+            return;
+        }
+        if self.was_live {
+            overlaps(&mut self.index, prompt, out);
+        }
+        if settings.router_predicted_ttl_ms.is_some() {
+            let mut predicted = Vec::new();
+            self.approximate.overlaps(prompt, now_ms, &mut predicted);
+            take_longer(out, &predicted);
+        }
+    }
+
+    /// The worker that a session is bound to.
+    #[must_use]
+    pub fn bound(&self, session: SessionKey) -> Option<WorkerSlot> {
+        self.affinity.of(session)
+    }
+
+    /// The sessions that are bound.
+    #[must_use]
+    pub fn affinity(&self) -> &Affinity {
+        &self.affinity
+    }
+
+    /// The records of own decisions.
+    #[must_use]
+    pub fn approximate(&self) -> &Approximate {
+        &self.approximate
     }
 
     /// The prefix index.
@@ -511,6 +606,20 @@ impl Replica {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+}
+
+/// Takes the longer of two overlaps of each worker; both ascend by slots.
+fn take_longer(out: &mut Vec<Overlap>, others: &[Overlap]) {
+    for other in others {
+        match out.binary_search_by_key(&other.slot, |overlap| overlap.slot) {
+            Ok(at) => {
+                if let Some(overlap) = out.get_mut(at) {
+                    overlap.blocks = overlap.blocks.max(other.blocks);
+                }
+            }
+            Err(at) => out.insert(at, *other),
+        }
     }
 }
 

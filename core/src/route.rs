@@ -16,14 +16,21 @@
 //! 2. What cannot be read is still routed, by load; nothing here fails a
 //!    request except that no worker is there.
 
+use crate::demands::Demands;
 use crate::ids::{SequenceHash, TokenId, WorkerSlot};
 use crate::reason::Reason;
 
+mod choice;
+mod eligible;
 mod read;
 mod select;
+mod unplaced;
+mod weigh;
 
+pub use choice::{Choice, Leg, Tracking};
 pub use read::{Circumstances, prepare};
-pub use select::{Choice, Leg, Policy, Unplaced, select};
+pub use select::select;
+pub use unplaced::{LegKind, Unplaced};
 
 /// Bytes that a token stands for when a prompt is not tokenized: only the load
 /// of the request depends on it.
@@ -34,7 +41,7 @@ const BYTES_PER_TOKEN_ESTIMATE: usize = 4;
 const BLOCK_SIZE_ESTIMATE: u32 = 16;
 
 /// A request, read as far as routing needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
     /// The model's number in rosters; `None` if no card has its name.
     pub model: Option<u16>,
@@ -51,6 +58,8 @@ pub struct Prepared {
     pub hashes: Vec<SequenceHash>,
     /// Tokens of a block; 0 if the model is not known.
     pub block_size: u32,
+    /// What it asks of its workers.
+    pub demands: Demands,
 }
 
 impl Prepared {
@@ -66,6 +75,7 @@ impl Prepared {
             tokens: Vec::new(),
             hashes: Vec::new(),
             block_size: 0,
+            demands: Demands::default(),
         }
     }
 

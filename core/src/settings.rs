@@ -145,6 +145,16 @@ pub struct BusyThresholds {
     pub busy: Option<f64>,
 }
 
+/// Limits of the queue that Dynamo's router would keep, per worker that may be
+/// chosen. Compared before the request is added, as there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Requests that wait (`request_queue_limit_per_worker`).
+    pub requests_per_worker: Option<u64>,
+    /// Prompt tokens that wait (`raw_isl_token_queue_limit_per_worker`).
+    pub tokens_per_worker: Option<u64>,
+}
+
 /// All settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
@@ -193,9 +203,11 @@ pub struct Settings {
     /// Whether prompt tokens are booked.
     pub router_track_prefill_tokens: bool,
     /// Booked prefill tokens, as a share of `max_num_batched_tokens`, above which
-    /// a worker takes no more. If all are above it, requests are answered 429:
-    /// Dynamo would keep them in a queue.
+    /// prompts wait at a worker. Dynamo would keep them in a queue; here they wait
+    /// in the engine's own, until `queue_limits` are reached everywhere.
     pub router_queue_threshold: Option<f64>,
+    /// Beyond them requests are answered 429. Off unless the threshold is set.
+    pub queue_limits: QueueLimits,
     /// Conditional disaggregation; off if `None`.
     pub conditional_disagg: Option<ConditionalDisagg>,
     /// Whether requests fail where a decode worker would serve without a prefill
@@ -237,6 +249,7 @@ impl Default for Settings {
             router_assume_kv_reuse: true,
             router_track_prefill_tokens: true,
             router_queue_threshold: None,
+            queue_limits: QueueLimits::default(),
             conditional_disagg: None,
             enforce_disagg: false,
             session_affinity: None,

@@ -323,11 +323,28 @@ impl Stream {
     fn unplaced(&mut self, unplaced: Unplaced) -> Next {
         let reason = unplaced.reason();
         self.pass(reason);
-        let message = match unplaced {
-            Unplaced::NoWorkers => "no worker is available for this request",
-            Unplaced::PrefillUnavailable => "no prefill worker is available for this request",
+        let overload_status = vm::with(|vm| vm.settings(None).overload_status).unwrap_or(529);
+        let (status, message) = match unplaced {
+            Unplaced::NoWorkers => (503, "no worker is available for this request"),
+            Unplaced::NoHosts => (503, "no worker is available among the gateway's hosts"),
+            Unplaced::Unsatisfied => (503, "no worker satisfies the routing constraints"),
+            Unplaced::PrefillUnavailable => {
+                (503, "no prefill worker is available for this request")
+            }
+            Unplaced::UnknownPin(_) => (400, "the worker that the request names is not available"),
+            Unplaced::UnknownRank(_) => {
+                (400, "the data-parallel rank that the request names does not exist")
+            }
+            Unplaced::PinOverloaded => {
+                (overload_status, "the worker of this request is overloaded")
+            }
+            Unplaced::Overloaded => (overload_status, "all workers are overloaded"),
+            Unplaced::QueueFull => (429, "too many requests are waiting"),
         };
-        respond(503, reason.word(), "server_error", message, &[("retry-after", "1")])
+        if status == 400 {
+            return respond(400, reason.word(), "invalid_request_error", message, &[]);
+        }
+        respond(status.into(), reason.word(), "server_error", message, &[("retry-after", "1")])
     }
 
     /// The response's headers are here.

@@ -8,9 +8,7 @@
 use warmpath_core::load::BookingId;
 use warmpath_core::reason::Reason;
 use warmpath_core::ring::Append;
-use warmpath_core::route::{Choice, Policy, Prepared, Unplaced, select};
-use warmpath_core::score::Knobs;
-use warmpath_core::settings::Settings;
+use warmpath_core::route::{Choice, Prepared, Unplaced, select};
 
 use crate::host;
 use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_ENTRIES_MAX, REQUEST_RING_NS};
@@ -37,7 +35,7 @@ impl Vm {
         let (serving, prefill) = (self.next_booking(), self.next_booking());
         let started = host::monotonic_ns();
         let now_ms = started / 1_000_000;
-        let policy = policy(&self.settings(prepared.model));
+        let settings = self.settings(prepared.model);
         for _ in 0..BOOKING_ATTEMPTS_MAX {
             let spent = host::monotonic_ns().saturating_sub(started);
             let is_current =
@@ -45,8 +43,8 @@ impl Vm {
             if !is_current {
                 break;
             }
-            let choice = select(&mut self.replica, prepared, &policy, &mut self.random)?;
-            let entry = choice.booked(prepared, serving, prefill, now_ms).encode();
+            let choice = select(&mut self.replica, prepared, &settings, now_ms, &mut self.random)?;
+            let entry = choice.entry(prepared, &settings, [serving, prefill], now_ms);
             match self.ring.append_at(&self.store, self.position, &entry) {
                 Ok(Append::Done) => {
                     self.position += 1;
@@ -62,8 +60,8 @@ impl Vm {
         }
         // Others are busier than the attempts allow for: a booking on a state
         // that is a few entries old is better than a request that waits.
-        let choice = select(&mut self.replica, prepared, &policy, &mut self.random)?;
-        let entry = choice.booked(prepared, serving, prefill, now_ms).encode();
+        let choice = select(&mut self.replica, prepared, &settings, now_ms, &mut self.random)?;
+        let entry = choice.entry(prepared, &settings, [serving, prefill], now_ms);
         self.append(&entry);
         self.metrics.add(Counter::BookingUnordered, 1);
         Ok(self.placed(serving, prefill, choice, now_ms))
@@ -103,17 +101,5 @@ impl Vm {
         for booking in placed.prefill.into_iter().chain([placed.serving]) {
             self.free(booking);
         }
-    }
-}
-
-/// What the settings say of choosing.
-fn policy(settings: &Settings) -> Policy {
-    Policy {
-        knobs: Knobs {
-            overlap_score_credit: settings.overlap_score_credit,
-            prefill_load_scale: settings.prefill_load_scale,
-            decode_active_request_weight: settings.decode_active_request_weight,
-        },
-        enforce_disagg: settings.enforce_disagg,
     }
 }

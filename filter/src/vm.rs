@@ -296,8 +296,8 @@ impl Vm {
         self.refresh_own(now_ms);
         if now_ms >= self.expire_at_ms {
             self.expire_at_ms = now_ms + EXPIRE_EVERY_MS;
-            let expiry_ms = self.settings(None).active_request_expiry_ms;
-            let expired = self.replica.loads_mut().expire(now_ms, expiry_ms);
+            let settings = self.settings(None);
+            let expired = self.replica.expire(now_ms, &settings);
             self.metrics.add(Counter::BookingsExpired, expired as u64);
         }
         if now_ms >= self.gauges_at_ms {

@@ -2,6 +2,7 @@
 
 use super::Prepared;
 use crate::choose::Random;
+use crate::demands::Demands;
 use crate::hash::{BlockShape, Salt, sequence_hashes};
 use crate::ids::TokenId;
 use crate::limits::CARD_MODELS_MAX;
@@ -67,6 +68,7 @@ pub fn prepare(
         tokens,
         hashes,
         block_size: shape.block_size,
+        demands: Demands::default(),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::render::{Flavour, WallClock};
 use crate::replica::Replica;
 use crate::request::{Endpoint, parse};
 use crate::roster::{Parity, Role, Roster, RosterWorker, TierSlots};
+use crate::settings::Settings;
 use crate::tokenize::{AlignedBytes, Tokenizer, compile::compile};
 
 #[cfg(target_arch = "wasm32")]
@@ -198,7 +199,7 @@ fn two_workers() -> Vec<RosterWorker> {
 }
 
 fn choose(replica: &mut Replica, prepared: &Prepared) -> Choice {
-    select(replica, prepared, &Policy::default(), &mut Random::seeded(1)).unwrap()
+    select(replica, prepared, &Settings::default(), 0, &mut Random::seeded(1)).unwrap()
 }
 
 #[test]
@@ -209,11 +210,11 @@ fn the_warm_worker_is_chosen_and_its_hit_predicted() {
     let mut replica = replica(two_workers());
     hold(&mut replica, &[(1, &prepared.hashes[..1]), (2, &prepared.hashes[..4])]);
     let choice = choose(&mut replica, &prepared);
-    assert_eq!((choice.serving.slot, choice.serving.overlap_blocks), (WorkerSlot(2), 4));
+    assert_eq!((choice.serving.slot, choice.serving.held.device), (WorkerSlot(2), 4));
     assert_eq!(choice.predicted_cached_tokens, 4 * BLOCK_SIZE);
     assert_eq!(choice.reason, Reason::Kv);
     assert_eq!(choice.serving.endpoint, "10.0.0.2:8000");
-    assert_eq!(choice.prefill_tokens(&prepared), prepared.prompt_tokens - 4 * BLOCK_SIZE);
+    assert_eq!(choice.computing().prefill_tokens, prepared.prompt_tokens - 4 * BLOCK_SIZE);
 }
 
 /// Goal: a prompt that is held whole, of whole blocks, is predicted as engines
@@ -260,11 +261,11 @@ fn only_workers_of_the_model_that_decode_are_eligible() {
     let prepared = chat("seen", TEXT);
     for seed in 0..20 {
         let mut random = Random::seeded(seed);
-        let choice = select(&mut replica, &prepared, &Policy::default(), &mut random).unwrap();
+        let choice = select(&mut replica, &prepared, &Settings::default(), 0, &mut random).unwrap();
         assert_eq!(choice.serving.slot, WorkerSlot(2));
     }
     let elsewhere = Prepared::by_load(Reason::Unparsed, Some(7), 100);
-    let nobody = select(&mut replica, &elsewhere, &Policy::default(), &mut Random::seeded(1));
+    let nobody = select(&mut replica, &elsewhere, &Settings::default(), 0, &mut Random::seeded(1));
     assert_eq!(nobody, Err(Unplaced::NoWorkers));
 }
 
@@ -293,12 +294,14 @@ fn equal_workers_share() {
     let mut random = Random::seeded(5);
     let first = (0..1_000)
         .filter(|_| {
-            let choice = select(&mut replica, &prepared, &Policy::default(), &mut random).unwrap();
+            let choice =
+                select(&mut replica, &prepared, &Settings::default(), 0, &mut random).unwrap();
             choice.serving.slot == WorkerSlot(1)
         })
         .count();
     assert!((400..600).contains(&first), "{first} of 1000");
 }
 
+mod demands;
 mod legs;
 mod names;

@@ -215,7 +215,7 @@ fn policy_of(at: usize, before: Option<SelectionPolicy>) -> SelectionPolicy {
 }
 
 /// Every setting.
-pub static FIELDS: [Field; 36] = [
+pub static FIELDS: [Field; 38] = [
     Field {
         name: "worker_selection_policy",
         form: Form::Word(
@@ -283,6 +283,22 @@ pub static FIELDS: [Field; 36] = [
     flag!("router_assume_kv_reuse", settings.router_assume_kv_reuse),
     flag!("router_track_prefill_tokens", settings.router_track_prefill_tokens),
     optional_number!("router_queue_threshold", AMOUNT, settings.router_queue_threshold),
+    Field {
+        name: "request_queue_limit_per_worker",
+        form: Form::Number(
+            Range::of(0.0, WHOLE_MAX).whole().or_off(),
+            |it| it.settings.queue_limits.requests_per_worker.map(from_whole),
+            |it, to| it.settings.queue_limits.requests_per_worker = to.map(to_whole),
+        ),
+    },
+    Field {
+        name: "raw_isl_token_queue_limit_per_worker",
+        form: Form::Number(
+            Range::of(0.0, WHOLE_MAX).whole().or_off(),
+            |it| it.settings.queue_limits.tokens_per_worker.map(from_whole),
+            |it, to| it.settings.queue_limits.tokens_per_worker = to.map(to_whole),
+        ),
+    },
     flag!("conditional_disagg_enabled", divides_conditionally),
     Field {
         name: "conditional_disagg_policy",

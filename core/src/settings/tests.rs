@@ -36,6 +36,7 @@ fn full() -> Settings {
         router_assume_kv_reuse: false,
         router_track_prefill_tokens: false,
         router_queue_threshold: Some(4.0),
+        queue_limits: QueueLimits { requests_per_worker: Some(9), tokens_per_worker: None },
         conditional_disagg: Some(ConditionalDisagg {
             policy: ConditionalDisaggPolicy::IslOrLoad,
             eff_isl_threshold: 512,
@@ -87,7 +88,7 @@ fn the_layout_is_pinned() {
         [1.0, 0.0, 1.0, 0.0, 0.75, 0.25, 0.0, 0.0].into_iter().flat_map(number).collect(),
         vec![1, 0],
         whole(120_000),
-        vec![0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        vec![0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         whole(300_000),
         529_u16.to_le_bytes().to_vec(),
     ]
@@ -104,6 +105,8 @@ fn the_layout_is_pinned() {
         with(whole(1_500)),
         vec![1, 1, 1, 0, 0],
         with(number(4.0)),
+        with(whole(9)),
+        vec![0],
         vec![1, 2, 0, 2, 0, 0],
         number(0.5),
         with(number(1.0)),

@@ -10,7 +10,8 @@
 
 use super::{
     AffinityMode, ApproximateCachePolicy, BusyThresholds, ConditionalDisagg,
-    ConditionalDisaggPolicy, RouterSettings, SelectionPolicy, SessionAffinity, Settings, TwoTier,
+    ConditionalDisaggPolicy, QueueLimits, RouterSettings, SelectionPolicy, SessionAffinity,
+    Settings, TwoTier,
 };
 use crate::limits::CARD_MODELS_MAX;
 use crate::wire::{Reader, WireError, Writer};
@@ -75,6 +76,7 @@ fn write_settings(writer: &mut Writer, settings: &Settings) {
         router_assume_kv_reuse,
         router_track_prefill_tokens,
         router_queue_threshold,
+        queue_limits,
         conditional_disagg,
         enforce_disagg,
         session_affinity,
@@ -111,6 +113,8 @@ fn write_settings(writer: &mut Writer, settings: &Settings) {
         write_flag(writer, flag);
     }
     write_option(writer, router_queue_threshold, write_number);
+    write_option(writer, queue_limits.requests_per_worker, Writer::u64);
+    write_option(writer, queue_limits.tokens_per_worker, Writer::u64);
     write_option(writer, conditional_disagg, write_disagg);
     write_flag(writer, enforce_disagg);
     write_option(writer, session_affinity, write_affinity);
@@ -150,6 +154,10 @@ fn read_settings(reader: &mut Reader<'_>) -> Result<Settings, WireError> {
         router_assume_kv_reuse: read_flag(reader)?,
         router_track_prefill_tokens: read_flag(reader)?,
         router_queue_threshold: read_option(reader, read_number)?,
+        queue_limits: QueueLimits {
+            requests_per_worker: read_option(reader, Reader::u64)?,
+            tokens_per_worker: read_option(reader, Reader::u64)?,
+        },
         conditional_disagg: read_option(reader, read_disagg)?,
         enforce_disagg: read_flag(reader)?,
         session_affinity: read_option(reader, read_affinity)?,

@@ -22,6 +22,7 @@ fn prompt() -> Prepared {
             .map(|n: u64| SequenceHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())))
             .collect(),
         block_size: BLOCK_SIZE,
+        demands: Demands::default(),
     }
 }
 
@@ -65,8 +66,8 @@ fn slots(choice: &Choice) -> (u16, Option<u16>) {
 }
 
 fn try_choose(replica: &mut Replica, enforce_disagg: bool) -> Result<Choice, Unplaced> {
-    let policy = Policy { enforce_disagg, ..Policy::default() };
-    select(replica, &prompt(), &policy, &mut Random::seeded(3))
+    let settings = Settings { enforce_disagg, ..Settings::default() };
+    select(replica, &prompt(), &settings, 0, &mut Random::seeded(3))
 }
 
 #[test]
@@ -78,9 +79,9 @@ fn prefill_follows_overlap_and_decode_follows_load() {
     book(&mut replica, 1, 3, 1);
     let choice = choose(&mut replica, &prompt());
     assert_eq!(slots(&choice), (4, Some(2)));
-    assert_eq!(choice.computing().overlap_blocks, 6);
+    assert_eq!(choice.computing().held.device, 6);
     assert_eq!(choice.predicted_cached_tokens, 6 * BLOCK_SIZE);
-    assert_eq!(choice.prefill_tokens(&prompt()), 34 - 6 * BLOCK_SIZE);
+    assert_eq!(choice.computing().prefill_tokens, 34 - 6 * BLOCK_SIZE);
     assert_eq!(choice.reason, Reason::Kv);
     book(&mut replica, 2, 4, 2);
     assert_eq!(slots(&choose(&mut replica, &prompt())), (3, Some(2)));
@@ -92,7 +93,7 @@ fn equal_legs_share() {
     let mut random = Random::seeded(2);
     let mut counts = std::collections::BTreeMap::new();
     for _ in 0..4_000 {
-        let choice = select(&mut replica, &prompt(), &Policy::default(), &mut random).unwrap();
+        let choice = select(&mut replica, &prompt(), &Settings::default(), 0, &mut random).unwrap();
         *counts.entry(slots(&choice)).or_insert(0) += 1;
     }
     assert_eq!(counts.len(), 4);
@@ -186,7 +187,7 @@ fn workers_that_do_both_compete_with_decode_workers() {
     book(&mut replica, 2, 3, 50);
     book(&mut replica, 3, 4, 50);
     let choice = choose(&mut replica, &prompt());
-    assert_eq!((slots(&choice), choice.serving.overlap_blocks), ((1, None), 2));
+    assert_eq!((slots(&choice), choice.serving.held.device), ((1, None), 2));
 }
 
 #[test]
@@ -325,9 +326,9 @@ proptest::proptest! {
         let holders: Option<Vec<WorkerSlot>> =
             holders.map(|slots| slots.into_iter().map(WorkerSlot).collect());
         let prepared = Prepared { model, holders: holders.clone(), ..prompt() };
-        let policy = Policy { enforce_disagg: enforce, ..Policy::default() };
+        let settings = Settings { enforce_disagg: enforce, ..Settings::default() };
         let mut replica = live(workers.clone());
-        let choice = select(&mut replica, &prepared, &policy, &mut Random::seeded(seed));
+        let choice = select(&mut replica, &prepared, &settings, 0, &mut Random::seeded(seed));
 
         let usable: Vec<&RosterWorker> =
             workers.iter().filter(|it| model.is_none_or(|model| it.model == model)).collect();

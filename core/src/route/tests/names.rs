@@ -112,7 +112,8 @@ fn an_adapter_goes_to_its_holders_or_else_to_anyone() {
         let mut unheld = std::collections::BTreeSet::new();
         for _ in 0..100 {
             let choice =
-                select(&mut replica, &asked(holders), &Policy::default(), &mut random).unwrap();
+                select(&mut replica, &asked(holders), &Settings::default(), 0, &mut random)
+                    .unwrap();
             slots.insert(choice.serving.slot.0);
             unheld.insert(choice.adapter_unheld);
         }
@@ -138,7 +139,8 @@ fn both_legs_go_to_holders() {
                 ..Prepared::by_load(Reason::Kv, Some(0), 100)
             };
             let mut random = Random::seeded(seed);
-            let choice = select(&mut replica, &prepared, &Policy::default(), &mut random).unwrap();
+            let choice =
+                select(&mut replica, &prepared, &Settings::default(), 0, &mut random).unwrap();
             let prefill = choice.prefill.unwrap();
             assert_eq!(choice.adapter_unheld, unheld);
             assert!(!holders.contains(&2) || prefill.slot.0 == 2);
