@@ -26,10 +26,11 @@ use crate::card::Cards;
 use crate::delta::{Delta, SnapshotStart};
 use crate::entry::Entry;
 use crate::frame::{Frame, Kind};
-use crate::ids::WorkerSlot;
+use crate::ids::{SequenceHash, WorkerSlot};
 use crate::index::Index;
 use crate::limits::{PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
 use crate::load::Loads;
+use crate::overlap::{LowerTiers, Overlap, tiered_overlaps};
 use crate::roster::Roster;
 
 use had_prefill::HadPrefill;
@@ -86,6 +87,8 @@ pub struct Changed {
 pub struct Replica {
     roster: Roster,
     roster_from: Position,
+    /// Of the roster's workers.
+    tiers: LowerTiers,
     had_prefill: HadPrefill,
     cards: Cards,
     cards_from: Position,
@@ -121,6 +124,7 @@ impl Replica {
         Self {
             roster: Roster::default(),
             roster_from: Position::default(),
+            tiers: LowerTiers::default(),
             had_prefill: HadPrefill::default(),
             cards: Cards::default(),
             cards_from: Position::default(),
@@ -219,6 +223,7 @@ impl Replica {
     }
 
     fn take_roster(&mut self, roster: Roster) {
+        self.tiers = LowerTiers::of(&roster.workers);
         let old = core::mem::replace(&mut self.roster, roster);
         for entry in &old.workers {
             if self.worker(entry.slot).is_none_or(|now| now.worker != entry.worker) {
@@ -476,6 +481,12 @@ impl Replica {
     /// The prefix index; looking something up marks it as used.
     pub fn index_mut(&mut self) -> &mut Index {
         &mut self.index
+    }
+
+    /// Counts the leading blocks of a prompt that each worker holds in all its
+    /// tiers; see [`tiered_overlaps`].
+    pub fn overlaps(&mut self, prompt: &[SequenceHash], out: &mut Vec<Overlap>) {
+        tiered_overlaps(&mut self.index, &self.tiers, prompt, out);
     }
 
     /// What happened so far.

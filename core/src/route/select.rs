@@ -16,7 +16,7 @@ use crate::headers::{
 use crate::ids::{Worker, WorkerSlot};
 use crate::limits::BOOKING_BLOCKS_MAX;
 use crate::load::{Booking, BookingId};
-use crate::overlap::{Overlap, overlaps};
+use crate::overlap::Overlap;
 use crate::reason::Reason;
 use crate::replica::Replica;
 use crate::roster::{Parity, Role, Roster, RosterWorker};
@@ -197,7 +197,7 @@ pub fn select(
 ) -> Result<Choice, Unplaced> {
     let mut held = Vec::new();
     if replica.has_index() {
-        overlaps(replica.index_mut(), &prepared.hashes, &mut held);
+        replica.overlaps(&prepared.hashes, &mut held);
     }
     let scale = Scale { replica, prepared, held, knobs: policy.knobs };
     let mut pools = Pools::of(scale.replica.roster(), prepared.model, policy.enforce_disagg)?;
