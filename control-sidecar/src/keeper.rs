@@ -319,8 +319,9 @@ impl Keeper {
             self.append(Kind::Card, &self.cards.encode());
         }
         self.state.take_roster_changed();
-        let body = self.state.roster().encode();
-        self.append(Kind::Roster, &body);
+        let (roster, left_out) = self.state.roster();
+        self.metrics.set_left_out(left_out);
+        self.append(Kind::Roster, &roster.encode());
     }
 
     fn append(&self, kind: Kind, body: &[u8]) {

@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use warmpath_core::roster::LeftOut;
 
 use crate::adapter::Skip;
 use crate::source::sequence::Loss;
@@ -53,6 +54,7 @@ pub struct Metrics {
     sequence: Level,
     blocks: Level,
     ranks: Family<Label, Level>,
+    left_out: Family<Label, Level>,
     ready: Level,
     workers_list_bad: Level,
 }
@@ -103,6 +105,7 @@ impl Metrics {
             sequence, "feed_sequence", "Sequence number of the last log frame";
             blocks, "index_blocks", "Blocks held, over all ranks";
             ranks, "ranks", "Ranks in the roster, by parity";
+            left_out, "roster_left_out", "What had no room in the last roster, by kind";
             ready, "ready", "Whether the sidecar is ready";
             workers_list_bad, "workers_list_bad", "Whether the last worker list was refused";
         }
@@ -210,6 +213,13 @@ impl Metrics {
         self.frames.get_or_create(&[("kind", kind)]).inc();
         self.frame_bytes.inc_by(bytes as u64);
         self.sequence.set(sequence);
+    }
+
+    /// What had no room in the last roster.
+    pub fn set_left_out(&self, left_out: LeftOut) {
+        for (kind, count) in [("adapters", left_out.adapters), ("taints", left_out.taints)] {
+            self.left_out.get_or_create(&[("kind", kind)]).set(count as u64);
+        }
     }
 
     /// A follower was told to take the index anew.

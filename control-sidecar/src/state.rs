@@ -34,7 +34,7 @@ use warmpath_core::event::KvEvent;
 use warmpath_core::hash::BlockShape;
 use warmpath_core::ids::{Worker, WorkerId, WorkerSlot};
 use warmpath_core::limits::ROSTER_WORKERS_MAX;
-use warmpath_core::roster::{Adapter, Parity, Role, Roster, RosterWorker};
+use warmpath_core::roster::{Adapter, LeftOut, Parity, Role, Roster, RosterWorker, TierSlots};
 
 use crate::fleet::AdapterSpec;
 use counts::Counts;
@@ -58,6 +58,10 @@ pub struct RankSpec {
     pub endpoint: String,
     /// Blocks its cache holds; 0 if not known.
     pub total_kv_blocks: u64,
+    /// Tokens that it takes into one step; 0 if not known.
+    pub max_num_batched_tokens: u64,
+    /// Its taints, ascending, each once.
+    pub taints: Vec<String>,
     /// Whether its pages may be smaller than a block.
     pub small_pages: bool,
     /// Whether it publishes events.
@@ -252,9 +256,9 @@ impl State {
         self.by_slot.values().filter_map(|worker| self.ranks.get(worker))
     }
 
-    /// The roster as it now is.
+    /// The roster as it now is, and what had no room in it.
     #[must_use]
-    pub fn roster(&self) -> Roster {
+    pub fn roster(&self) -> (Roster, LeftOut) {
         let place = |spec: &RankSpec| (spec.model, role_number(spec.role));
         let alive: BTreeSet<(u16, u8)> =
             self.tracked().filter(|it| !it.is_fenced).map(|it| place(&it.spec)).collect();
@@ -270,11 +274,14 @@ impl State {
                 namespace: spec.namespace,
                 endpoint: spec.endpoint.clone(),
                 total_kv_blocks: spec.total_kv_blocks,
+                max_num_batched_tokens: spec.max_num_batched_tokens,
+                taints: spec.taints.clone(),
+                tiers: TierSlots::default(),
             })
             .collect();
         let mut roster = Roster { workers, adapters: self.adapters() };
-        roster.fit();
-        roster
+        let left_out = roster.fit();
+        (roster, left_out)
     }
 
     fn adapters(&self) -> Vec<Adapter> {

@@ -147,6 +147,8 @@ fn worker(rank: &RankReport, model: Option<&String>) -> Value {
         "blocks": rank.blocks,
         "pages": rank.pages,
         "total_kv_blocks": spec.total_kv_blocks,
+        "max_num_batched_tokens": spec.max_num_batched_tokens,
+        "taints": spec.taints,
         "last_engine_sequence": rank.applied,
         "last_clear": rank.last_loss.map(crate::source::sequence::Loss::reason),
         "not_indexed": not_indexed,

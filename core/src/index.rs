@@ -30,7 +30,8 @@ mod shard;
 
 use crate::delta::{Delta, Group, Operation};
 use crate::ids::{SequenceHash, WorkerSlot};
-use sets::{Member, SetId, Sets};
+pub(crate) use sets::Member;
+use sets::{SetId, Sets};
 use shard::Shard;
 
 /// Number of tables.
@@ -180,9 +181,7 @@ impl Index {
     /// The worker in `slot` no longer holds the block.
     pub fn remove(&mut self, slot: WorkerSlot, hash: SequenceHash) {
         self.counters.operations += 1;
-        let Some(member) = self.slots.get(usize::from(slot.0)).copied().flatten() else {
-            return;
-        };
+        let Some(member) = self.member_of(slot) else { return };
         let place = place(hash);
         if let Some((at, old)) =
             self.shards.get(place.shard).and_then(|shard| shard.find(place.fingerprint))
@@ -308,6 +307,11 @@ impl Index {
         self.members.get(usize::from(member.0))?.slot
     }
 
+    /// The living member of a slot; `None` if nothing was ever stored for it.
+    pub(crate) fn member_of(&self, slot: WorkerSlot) -> Option<Member> {
+        self.slots.get(usize::from(slot.0)).copied().flatten()
+    }
+
     /// Blocks in the index; one that several workers hold counts once.
     #[must_use]
     pub fn blocks(&self) -> usize {
@@ -317,8 +321,7 @@ impl Index {
     /// Blocks that the worker in `slot` holds.
     #[must_use]
     pub fn blocks_of(&self, slot: WorkerSlot) -> u64 {
-        let member = self.slots.get(usize::from(slot.0)).copied().flatten();
-        member
+        self.member_of(slot)
             .and_then(|member| self.members.get(usize::from(member.0)))
             .map_or(0, |state| state.blocks)
     }

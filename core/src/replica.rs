@@ -33,7 +33,7 @@ use crate::ids::{SequenceHash, WorkerSlot};
 use crate::index::Index;
 use crate::limits::{PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
 use crate::load::Loads;
-use crate::overlap::{Overlap, overlaps};
+use crate::overlap::{LowerTiers, Overlap, tiered_overlaps};
 use crate::roster::Roster;
 use crate::settings::{RouterSettings, Settings};
 
@@ -93,6 +93,8 @@ pub struct Changed {
 pub struct Replica {
     roster: Roster,
     roster_from: Position,
+    /// Of the roster's workers.
+    tiers: LowerTiers,
     had_prefill: HadPrefill,
     cards: Cards,
     cards_from: Position,
@@ -132,6 +134,7 @@ impl Replica {
         Self {
             roster: Roster::default(),
             roster_from: Position::default(),
+            tiers: LowerTiers::default(),
             had_prefill: HadPrefill::default(),
             cards: Cards::default(),
             cards_from: Position::default(),
@@ -273,6 +276,7 @@ impl Replica {
     }
 
     fn take_roster(&mut self, roster: Roster) {
+        self.tiers = LowerTiers::of(&roster.workers);
         let old = core::mem::replace(&mut self.roster, roster);
         for entry in &old.workers {
             if self.worker(entry.slot).is_none_or(|now| now.worker != entry.worker) {
@@ -564,7 +568,7 @@ impl Replica {
             return;
         }
         if self.was_live {
-            overlaps(&mut self.index, prompt, out);
+            self.overlaps(prompt, out);
         }
         if settings.router_predicted_ttl_ms.is_some() {
             let mut predicted = Vec::new();
@@ -600,6 +604,12 @@ impl Replica {
     /// The prefix index; looking something up marks it as used.
     pub fn index_mut(&mut self) -> &mut Index {
         &mut self.index
+    }
+
+    /// Counts the leading blocks of a prompt that each worker holds in all its
+    /// tiers; see [`tiered_overlaps`].
+    pub fn overlaps(&mut self, prompt: &[SequenceHash], out: &mut Vec<Overlap>) {
+        tiered_overlaps(&mut self.index, &self.tiers, prompt, out);
     }
 
     /// What happened so far.

@@ -415,25 +415,35 @@ fn read_worker(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     #[cfg(target_arch = "wasm32")]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
-    fn example() -> Roster {
-        let tier = |slot: u16, at: u16| Some(WorkerSlot(100 * at + slot));
-        let entry = |slot, endpoint: &str| RosterWorker {
+    /// A worker with nothing of its own but the slot.
+    pub(crate) fn worker(slot: u16) -> RosterWorker {
+        RosterWorker {
             slot: WorkerSlot(slot),
             worker: Worker { id: WorkerId(u64::MAX - u64::from(slot)), rank: DpRank(1) },
             model: 2,
             role: Role::Decode,
             parity: Parity::Unproven,
             namespace: 9,
-            endpoint: endpoint.to_owned(),
+            endpoint: String::new(),
             total_kv_blocks: 1200,
             max_num_batched_tokens: 8192,
+            taints: Vec::new(),
+            tiers: TierSlots::default(),
+        }
+    }
+
+    fn example() -> Roster {
+        let tier = |slot: u16, at: u16| Some(WorkerSlot(100 * at + slot));
+        let entry = |slot, endpoint: &str| RosterWorker {
+            endpoint: endpoint.to_owned(),
             taints: vec!["dynamo.topology/zone=a".to_owned(), format!("gpu{slot}")],
             tiers: TierSlots { host: tier(slot, 1), disk: None, external: tier(slot, 3) },
+            ..worker(slot)
         };
         let workers = vec![entry(0, "10.0.0.1:8000"), entry(7, "[fd00::1]:8000"), entry(8, "")];
         Roster { workers, adapters: vec![adapter("sql", &[0, 7]), adapter("chat", &[])] }

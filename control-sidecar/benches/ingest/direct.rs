@@ -59,6 +59,8 @@ fn one_worker() -> (State, WorkerSlot) {
         role: Role::Aggregated,
         endpoint: "127.0.0.1:9".to_owned(),
         total_kv_blocks: CACHE_BLOCKS,
+        max_num_batched_tokens: 0,
+        taints: Vec::new(),
         small_pages: false,
         has_events: true,
         incarnation: 0,

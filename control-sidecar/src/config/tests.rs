@@ -5,6 +5,7 @@ use super::*;
 use crate::adapter::Engine;
 use crate::fleet::{LoadKind, PullStream, RankStream};
 use warmpath_core::ids::{DpRank, WorkerId};
+use warmpath_core::limits::{TAINT_BYTES_MAX, WORKER_TAINTS_MAX};
 use warmpath_core::roster::Role;
 
 const GOOD: &str = r#"
@@ -116,6 +117,35 @@ workers:
     assert_eq!(held, [("sql", "sql", &ids[..]), ("chat", "chat", &ids[..1])]);
     for (wrong, part) in [("[qwen3]", "is a model"), ("['']", "names have")] {
         let mistakes = WorkerList::parse(&text.replace("[sql]", wrong), &models()).unwrap_err();
+        assert!(mistakes.to_string().contains(part), "{mistakes}");
+    }
+}
+
+#[test]
+fn workers_are_listed_with_their_taints_and_step_size() {
+    let text = r#"
+workers:
+  - {id: 1, model: qwen3, endpoint: "127.0.0.1:1", dp_size: 2, max_num_batched_tokens: 8192,
+     taints: [gpu=h100, dynamo.topology/zone=a, gpu=h100]}
+  - {id: 2, model: qwen3, endpoint: "127.0.0.1:2"}
+"#;
+    let list = WorkerList::parse(text, &models()).unwrap();
+    for rank in &list.ranks[..2] {
+        assert_eq!(rank.spec.taints, ["dynamo.topology/zone=a", "gpu=h100"]);
+        assert_eq!(rank.spec.max_num_batched_tokens, 8192);
+    }
+    assert_eq!(list.ranks[2].spec.max_num_batched_tokens, 0);
+    assert!(list.ranks[2].spec.taints.is_empty());
+    let many: Vec<String> = (0..=WORKER_TAINTS_MAX).map(|n| format!("t{n}")).collect();
+    let long = "x".repeat(TAINT_BYTES_MAX + 1);
+    for (wrong, part) in [
+        ("['']".to_owned(), "taints have"),
+        (format!("[{long}]"), "taints have"),
+        (format!("[{}]", many.join(", ")), "at most 64 taints, are 65"),
+        ("gpu".to_owned(), "must be a list"),
+    ] {
+        let right = "[gpu=h100, dynamo.topology/zone=a, gpu=h100]";
+        let mistakes = WorkerList::parse(&text.replace(right, &wrong), &models()).unwrap_err();
         assert!(mistakes.to_string().contains(part), "{mistakes}");
     }
 }

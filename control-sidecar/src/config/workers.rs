@@ -9,7 +9,8 @@ use siphasher::sip::SipHasher13;
 use warmpath_core::hash::BlockShape;
 use warmpath_core::ids::{DpRank, Worker, WorkerId};
 use warmpath_core::limits::{
-    ADAPTER_NAME_BYTES_MAX, ADAPTERS_MAX, ENDPOINT_BYTES_MAX, ROSTER_WORKERS_MAX,
+    ADAPTER_NAME_BYTES_MAX, ADAPTERS_MAX, ENDPOINT_BYTES_MAX, ROSTER_WORKERS_MAX, TAINT_BYTES_MAX,
+    WORKER_TAINTS_MAX,
 };
 use warmpath_core::roster::Role;
 
@@ -179,6 +180,8 @@ fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Entry
     let start = section.number("dp_start_rank", 0, u64::from(u16::MAX)).unwrap_or(0);
     let size = section.number("dp_size", 1, DP_SIZE_MAX).unwrap_or(1);
     let total_kv_blocks = section.number("total_kv_blocks", 0, 1 << 40).unwrap_or(0);
+    let max_num_batched_tokens = section.number("max_num_batched_tokens", 0, 1 << 40).unwrap_or(0);
+    let taints = read_taints(&mut section);
     let adapters = section.texts("adapters");
     let last_rank = start + size - 1;
     let events = read_tcp(&mut section, "kv_events", last_rank);
@@ -215,6 +218,8 @@ fn read_worker(mut section: Section<'_>, models: &[ModelConfig]) -> Option<Entry
                 role,
                 endpoint: endpoint.clone(),
                 total_kv_blocks,
+                max_num_batched_tokens,
+                taints: taints.clone(),
                 small_pages: engine == Engine::Sglang,
                 has_events: events.is_some() || pulled.is_some(),
                 incarnation: 0,
@@ -244,6 +249,21 @@ fn read_loads(
         ranks.iter().copied().map(of_rank)
     });
     page.into_iter().chain(published).collect()
+}
+
+/// Taints, ascending, each once.
+fn read_taints(section: &mut Section<'_>) -> Vec<String> {
+    let mut taints = section.texts("taints");
+    taints.sort_unstable();
+    taints.dedup();
+    if taints.iter().any(|taint| !(1..=TAINT_BYTES_MAX).contains(&taint.len())) {
+        section.mistake("taints", format!("taints have 1 to {TAINT_BYTES_MAX} bytes"));
+    }
+    if taints.len() > WORKER_TAINTS_MAX {
+        section
+            .mistake("taints", format!("at most {WORKER_TAINTS_MAX} taints, are {}", taints.len()));
+    }
+    taints
 }
 
 fn read_url(section: &mut Section<'_>, name: &str) -> Option<String> {

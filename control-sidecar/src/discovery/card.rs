@@ -1,11 +1,17 @@
 //! Card: what a Dynamo model card says that routing needs.
 
 use serde_json::Value;
-use warmpath_core::limits::{CARD_ALIASES_MAX, CARD_NAME_BYTES_MAX};
+use warmpath_core::limits::{
+    CARD_ALIASES_MAX, CARD_NAME_BYTES_MAX, TAINT_BYTES_MAX, WORKER_TAINTS_MAX,
+};
 
 use super::record::{name, number, text};
 use crate::fleet::Artifact;
 use crate::limits::{CARD_EXTRA_FILES_MAX, CARD_NEEDS_MAX};
+
+/// What begins a taint that says where in the topology a worker is, followed by
+/// `<domain>=<value>`.
+const TOPOLOGY_TAINT: &str = "dynamo.topology/";
 
 /// What a worker does, in the words of cards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +77,13 @@ pub struct Card {
     pub eagle: bool,
     /// Blocks of one rank's cache; 0 if not known.
     pub total_kv_blocks: u64,
+    /// Tokens that the engine takes into one step; 0 if not known.
+    pub max_num_batched_tokens: u64,
+    /// Taints, those of its topology included: ascending, each once, as many and
+    /// as long as a roster has room for.
+    pub taints: Vec<String>,
+    /// Taints of the card that are not among them.
+    pub taints_left_out: usize,
     /// Number of the first data-parallel rank.
     pub rank_start: u64,
     /// Data-parallel ranks; at least 1.
@@ -100,6 +113,7 @@ impl Card {
         ];
         let mode = text(card, "/runtime_config/kv_event_source_mode");
         let artifacts = artifacts(card);
+        let (taints, taints_left_out) = taints(card);
         Some(Self {
             name: name(card, "/display_name")?,
             aliases: aliases(card),
@@ -111,6 +125,9 @@ impl Card {
             context_length: lengths.into_iter().flatten().find(|it| *it > 0).unwrap_or(0),
             eagle: flag(card, "/runtime_config/enable_eagle").unwrap_or(false),
             total_kv_blocks: runtime("total_kv_blocks").unwrap_or(0),
+            max_num_batched_tokens: runtime("max_num_batched_tokens").unwrap_or(0),
+            taints,
+            taints_left_out,
             rank_start: runtime("data_parallel_start_rank").unwrap_or(0),
             rank_count: runtime("data_parallel_size").unwrap_or(1).max(1),
             publishes_events: flag(card, "/runtime_config/kv_event_publishing_enabled")
@@ -125,6 +142,30 @@ impl Card {
 
 fn flag(card: &Value, pointer: &str) -> Option<bool> {
     card.pointer(pointer)?.as_bool()
+}
+
+/// The card's taints, and its place in each domain of the topology as one more
+/// taint; then how many could not be taken.
+fn taints(card: &Value) -> (Vec<String>, usize) {
+    let listed = card.pointer("/runtime_config/taints").and_then(Value::as_array);
+    let listed = listed.into_iter().flatten().map(|it| it.as_str().map(str::to_owned));
+    let domains = card.pointer("/runtime_config/topology_domains").and_then(Value::as_object);
+    let domains = domains.into_iter().flatten().map(|(domain, place)| {
+        let place = place.as_str().filter(|place| !place.is_empty() && !domain.is_empty())?;
+        Some(format!("{TOPOLOGY_TAINT}{domain}={place}"))
+    });
+    let mut given: Vec<Option<String>> = listed.chain(domains).collect();
+    given.sort_unstable();
+    given.dedup_by(|next, one| one.is_some() && next == one);
+    let count = given.len();
+    let taken: Vec<String> = given
+        .into_iter()
+        .flatten()
+        .filter(|taint| (1..=TAINT_BYTES_MAX).contains(&taint.len()))
+        .take(WORKER_TAINTS_MAX)
+        .collect();
+    let left_out = count - taken.len();
+    (taken, left_out)
 }
 
 fn aliases(card: &Value) -> Vec<String> {

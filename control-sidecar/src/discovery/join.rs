@@ -112,6 +112,9 @@ pub fn join(listing: &Listing, rules: &Rules) -> Fleet {
             job.problem("too_many_workers");
             continue;
         }
+        if unit.card.taints_left_out > 0 {
+            job.problem("taints_left_out");
+        }
         let Some(model) = models.of(unit, job.problems) else { continue };
         fleet.ranks.extend(ranks.iter().map(|rank| job.listed_rank(*rank, role, &model)));
         listed.insert(WorkerId(unit.instance), Listed { path: unit.path, ranks, model: model.at });
@@ -256,6 +259,8 @@ impl Job<'_, '_> {
                 role,
                 endpoint: self.endpoint(),
                 total_kv_blocks: unit.card.total_kv_blocks,
+                max_num_batched_tokens: unit.card.max_num_batched_tokens,
+                taints: unit.card.taints.clone(),
                 // Dynamo's relays drop blocks of any other size.
                 small_pages: false,
                 has_events: stream.is_some(),

@@ -378,6 +378,8 @@ impl Listed<'_> {
                 role: self.role,
                 endpoint: self.address.to_string(),
                 total_kv_blocks: 0,
+                max_num_batched_tokens: 0,
+                taints: Vec::new(),
                 small_pages: config.engine == Engine::Sglang,
                 has_events: stream.is_some(),
                 incarnation: incarnation(self.pod),

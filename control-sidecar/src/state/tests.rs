@@ -56,6 +56,8 @@ fn spec(id: u64, block_size: u32) -> RankSpec {
         role: Role::Aggregated,
         endpoint: format!("127.0.0.1:{}", 19_000 + id),
         total_kv_blocks: 100,
+        max_num_batched_tokens: 0,
+        taints: Vec::new(),
         small_pages: true,
         has_events: true,
         incarnation: 0,
@@ -314,7 +316,7 @@ fn what_does_not_fit_is_passed_over() {
         assert_eq!(state.counts().of(Notice::RemovedUnknown), 1, "{notice:?}");
         // A right block afterwards settles it.
         state.apply(slot, &[KvEvent::Stored(stored(&[2], None, &tokens[..4], 4))]);
-        assert_eq!(state.roster().workers[0].parity, Parity::Exact);
+        assert_eq!(state.roster().0.workers[0].parity, Parity::Exact);
     }
 }
 
@@ -350,11 +352,11 @@ fn the_roster_follows_the_list_and_the_evidence() {
     assert_eq!(slots, [(3, 0), (2, 1), (1, 2)]);
     assert!(state.take_roster_changed());
     assert!(!state.take_roster_changed());
-    let parity: Vec<Parity> = state.roster().workers.iter().map(|it| it.parity).collect();
+    let parity: Vec<Parity> = state.roster().0.workers.iter().map(|it| it.parity).collect();
     assert_eq!(parity, [Parity::Unproven, Parity::Blind, Parity::Unproven]);
     state.apply(WorkerSlot(0), &[KvEvent::Stored(stored(&[1], None, &[1, 2, 3, 4], 4))]);
     assert!(state.take_roster_changed());
-    assert_eq!(state.roster().workers[0].parity, Parity::Exact);
+    assert_eq!(state.roster().0.workers[0].parity, Parity::Exact);
 
     // One goes, one moves to another address, one changes its role only.
     let mut index = Index::default();
@@ -367,7 +369,7 @@ fn the_roster_follows_the_list_and_the_evidence() {
     assert_eq!(changes.added, [(Worker { id: WorkerId(3), rank: DpRank(0) }, WorkerSlot(3))]);
     index.apply(state.all_deltas());
     assert_eq!(index.of(WorkerSlot(0)).len(), 0, "cleared in the feed");
-    let roster = state.roster();
+    let (roster, _) = state.roster();
     assert_eq!(roster.workers.iter().map(|it| it.slot.0).collect::<Vec<_>>(), [2, 3]);
     assert_eq!(roster.workers[0].role, Role::Decode);
     // What comes for an old incarnation is dropped.
@@ -596,7 +598,7 @@ fn fenced_ranks_are_out_of_the_roster_while_others_are_in() {
     let changes = state.set_workers(&[spec(1, 4), spec(2, 4), prefill]);
     let slots: Vec<WorkerSlot> = changes.added.iter().map(|(_, slot)| *slot).collect();
     let listed = |state: &State| -> Vec<u16> {
-        state.roster().workers.iter().map(|entry| entry.slot.0).collect()
+        state.roster().0.workers.iter().map(|entry| entry.slot.0).collect()
     };
     state.take_roster_changed();
     state.fence(slots[0], true);

@@ -71,6 +71,8 @@ fn rank_of(relay: &Relay, with_recovery: bool) -> ListedRank {
         role: Role::Aggregated,
         endpoint: "127.0.0.1:1".to_owned(),
         total_kv_blocks: 1_000,
+        max_num_batched_tokens: 0,
+        taints: Vec::new(),
         small_pages: false,
         has_events: true,
         incarnation: 1,

@@ -117,8 +117,10 @@ impl Scale<'_> {
 
     fn held(&self, worker: &RosterWorker) -> Held {
         let found = self.held.binary_search_by_key(&worker.slot, |overlap| overlap.slot);
-        let found = found.ok().and_then(|at| self.held.get(at));
-        Held { device: found.map_or(0, |it| it.blocks), ..Held::default() }
+        let Some(overlap) = found.ok().and_then(|at| self.held.get(at)) else {
+            return Held::default();
+        };
+        Held { device: overlap.blocks, host: overlap.host_blocks, disk: overlap.disk_blocks }
     }
 
     /// Whether a decode worker is to compute the prompt itself although there are

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use warmpath_core::limits::{TAINT_BYTES_MAX, WORKER_TAINTS_MAX};
 
 use super::*;
 use crate::discovery::captures::{self, Captured};
@@ -275,6 +276,41 @@ fn what_a_card_lacks_is_said_and_its_worker_is_still_listed() {
         assert_eq!(fleet.ranks[0].stream.is_some(), has_events, "{reason}");
         assert!(fleet.models[0].block_size >= 1);
     }
+}
+
+/// Goal: a worker has the taints of its card and its place in the topology;
+/// those that nobody could ask for are left out, and it is said.
+#[test]
+fn taints_and_step_size_come_from_the_card() {
+    let fleet_with = |field: &str, value: Value| {
+        let mut captured = captures::file();
+        change(&mut captured, "v1/mdc", |it| {
+            let runtime = &mut it["card_json"]["runtime_config"];
+            runtime["max_num_batched_tokens"] = json!(8192);
+            runtime["taints"] = json!(["spot", "gpu=h100", "spot"]);
+            runtime["topology_domains"] = json!({"zone": "a", "rack": "r1"});
+            runtime[field] = value.clone();
+        });
+        let fleet = fleet_of(&captured);
+        let said = reasons(&fleet).contains(&"taints_left_out");
+        (fleet.ranks[0].spec.clone(), said)
+    };
+    let (rack, zone) = ("dynamo.topology/rack=r1", "dynamo.topology/zone=a");
+    let (spec, said) = fleet_with("context_length", json!(1));
+    assert_eq!(spec.taints, [rack, zone, "gpu=h100", "spot"]);
+    assert_eq!((spec.max_num_batched_tokens, said), (8192, false));
+
+    let (spec, said) = fleet_with("topology_domains", json!({"zone": 1, "rack": "", "": "x"}));
+    assert_eq!((spec.taints, said), (vec!["gpu=h100".to_owned(), "spot".to_owned()], true));
+    let (spec, said) = fleet_with("taints", json!(["", 7, "x".repeat(TAINT_BYTES_MAX + 1)]));
+    assert_eq!((spec.taints, said), (vec![rack.to_owned(), zone.to_owned()], true));
+    let (spec, said) = fleet_with("taints", Value::Null);
+    assert_eq!((spec.taints, said), (vec![rack.to_owned(), zone.to_owned()], false));
+    let many: Vec<String> = (0..WORKER_TAINTS_MAX).map(|n| format!("t{n:02}")).collect();
+    let (spec, said) = fleet_with("taints", json!(many));
+    assert_eq!((spec.taints.len(), said), (WORKER_TAINTS_MAX, true));
+    let (spec, said) = fleet_with("max_num_batched_tokens", Value::Null);
+    assert_eq!((spec.max_num_batched_tokens, said), (0, false));
 }
 
 #[test]

@@ -63,6 +63,8 @@ pub(super) fn one_worker(head: u8) -> (State, WorkerSlot) {
         namespace: 0,
         endpoint: "127.0.0.1:9".to_owned(),
         total_kv_blocks: CACHE_BLOCKS,
+        max_num_batched_tokens: 0,
+        taints: Vec::new(),
         small_pages: head & 2 != 0,
         has_events: true,
         incarnation: 0,
