@@ -42,6 +42,9 @@ pub enum Reason {
     BodyTooLarge,
     /// By load: the body could not be understood; the engine judges it.
     Unparsed,
+    /// By load: an API whose prompts are not read (responses, embeddings,
+    /// messages, models), or a request for one of ours without a body.
+    ByLoadApi,
     /// By load: the gateway does not show the filter bodies while headers are
     /// held (`allow_on_headers_stop_iteration` is missing).
     WrongPairing,
@@ -51,13 +54,23 @@ pub enum Reason {
     BadRequest,
     /// Answered 503: no worker is there.
     NoWorkers,
+    /// Answered 400: the request names a worker that is not there.
+    UnknownPin,
+    /// Answered 503: no worker has the taints that the request requires.
+    ConstraintsUnsatisfied,
+    /// Answered 503: the gateway's subset hint allows none of the workers.
+    NoHosts,
+    /// Answered 529: every worker that may serve the request is overloaded.
+    Overloaded,
+    /// Answered 429: Dynamo's router would keep the request in a queue.
+    QueueFull,
     /// Left to the gateway's own balancing: something that cannot happen did.
     Internal,
 }
 
 impl Reason {
     /// Every reason, to define their counters once.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 28] = [
         Self::Kv,
         Self::StaleFeed,
         Self::Resyncing,
@@ -75,10 +88,16 @@ impl Reason {
         Self::AlteredPrompt,
         Self::BodyTooLarge,
         Self::Unparsed,
+        Self::ByLoadApi,
         Self::WrongPairing,
         Self::NotOurPath,
         Self::BadRequest,
         Self::NoWorkers,
+        Self::UnknownPin,
+        Self::ConstraintsUnsatisfied,
+        Self::NoHosts,
+        Self::Overloaded,
+        Self::QueueFull,
         Self::Internal,
     ];
 
@@ -103,10 +122,16 @@ impl Reason {
             Self::AlteredPrompt => "altered_prompt",
             Self::BodyTooLarge => "body_too_large",
             Self::Unparsed => "unparsed",
+            Self::ByLoadApi => "by_load_api",
             Self::WrongPairing => "wrong_pairing",
             Self::NotOurPath => "not_our_path",
             Self::BadRequest => "bad_request",
             Self::NoWorkers => "no_workers",
+            Self::UnknownPin => "unknown_pin",
+            Self::ConstraintsUnsatisfied => "constraints_unsatisfied",
+            Self::NoHosts => "no_hosts",
+            Self::Overloaded => "overloaded",
+            Self::QueueFull => "queue_full",
             Self::Internal => "internal",
         }
     }

@@ -16,6 +16,7 @@
 //! 2. What cannot be read is still routed, by load; nothing here fails a
 //!    request except that no worker is there.
 
+use crate::demands::Demands;
 use crate::ids::{SequenceHash, TokenId, WorkerSlot};
 use crate::reason::Reason;
 
@@ -34,7 +35,7 @@ const BYTES_PER_TOKEN_ESTIMATE: usize = 4;
 const BLOCK_SIZE_ESTIMATE: u32 = 16;
 
 /// A request, read as far as routing needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
     /// The model's number in rosters; `None` if no card has its name.
     pub model: Option<u16>,
@@ -51,6 +52,10 @@ pub struct Prepared {
     pub hashes: Vec<SequenceHash>,
     /// Tokens of a block; 0 if the model is not known.
     pub block_size: u32,
+    /// Whether `tokens` are the whole prompt as the engine will see it.
+    pub is_whole: bool,
+    /// What the request asks of its workers.
+    pub demands: Demands,
 }
 
 impl Prepared {
@@ -66,6 +71,8 @@ impl Prepared {
             tokens: Vec::new(),
             hashes: Vec::new(),
             block_size: 0,
+            is_whole: false,
+            demands: Demands::default(),
         }
     }
 
@@ -73,7 +80,7 @@ impl Prepared {
     /// that they may be handed over in its place.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        matches!(self.reason, Reason::Kv | Reason::ShortPrompt)
+        self.is_whole && !self.tokens.is_empty()
     }
 
     /// Blocks that the prompt fills; an estimate if `tokens` is empty.
