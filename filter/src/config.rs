@@ -36,6 +36,8 @@ struct RawConfig {
     feed_stale_ms: u64,
     enforce_disagg: bool,
     prefiller_header: bool,
+    legacy_headers: bool,
+    trust_pins: bool,
     cache_salt_header: Option<String>,
     cache_salt_from_body: bool,
 }
@@ -53,6 +55,8 @@ impl Default for RawConfig {
             feed_stale_ms: 2_000,
             enforce_disagg: false,
             prefiller_header: false,
+            legacy_headers: false,
+            trust_pins: false,
             cache_salt_header: None,
             cache_salt_from_body: true,
         }
@@ -93,6 +97,13 @@ pub struct Config {
     /// Whether `x-prefiller-host-port` says where the prefill worker is reached,
     /// for engines with llm-d's sidecar. Default no.
     pub prefiller_header: bool,
+    /// Whether the worker is also named in the headers that Dynamo's frontends
+    /// read before June 2026. Default no.
+    pub legacy_headers: bool,
+    /// Whether whoever sends requests may name their workers, in Dynamo's headers
+    /// or in `nvext`: only where every sender is trusted. Default no: such names
+    /// are removed unread.
+    pub trust_pins: bool,
     /// Name, in lower case, of the header in which a trusted hop says what
     /// separates the request's cache from others'. It is passed on, since the
     /// engine must be told, too. None by default: such headers are then ignored.
@@ -176,6 +187,8 @@ impl Config {
             feed_stale_ms: raw.feed_stale_ms,
             enforce_disagg: raw.enforce_disagg,
             prefiller_header: raw.prefiller_header,
+            legacy_headers: raw.legacy_headers,
+            trust_pins: raw.trust_pins,
             cache_salt_header,
             cache_salt_from_body: raw.cache_salt_from_body,
         })
@@ -201,6 +214,7 @@ mod tests {
         assert_eq!(config.mode, Mode::Body);
         assert_eq!(config.booking_expiry_ms, 300_000);
         assert_eq!((config.enforce_disagg, config.prefiller_header), (false, false));
+        assert_eq!((config.legacy_headers, config.trust_pins), (false, false));
         assert_eq!((config.cache_salt_header, config.cache_salt_from_body), (None, true));
     }
 

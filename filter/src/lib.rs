@@ -15,7 +15,9 @@ pub mod http;
 pub mod limits;
 pub mod metrics;
 
+mod answer;
 mod feed;
+mod intake;
 mod pairing;
 mod place;
 mod vm;
