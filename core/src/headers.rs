@@ -26,6 +26,39 @@ pub const ROUTING_MODE: &str = "x-dynamo-routing-mode";
 /// What Dynamo's frontend takes for the cache salt.
 pub const TENANT: &str = "x-tenant-id";
 
+/// How far ahead of others the request would be in a queue: a signed integer,
+/// negative ones count as 0.
+pub const PRIORITY: &str = "x-dynamo-request-priority";
+
+/// Class of the request in a queue: an unsigned integer.
+pub const STRICT_PRIORITY: &str = "x-dynamo-request-strict-priority";
+
+/// Prefix of the headers that carry metadata for Dynamo's policies.
+pub const METADATA_PREFIX: &str = "x-dynamo-meta-";
+
+/// Names of the serving worker's id, the canonical one first, as Dynamo's
+/// frontend reads them.
+pub const WORKER_NAMES: [&str; 2] = [WORKER, "x-worker-instance-id"];
+
+/// Names of its rank.
+pub const DP_RANK_NAMES: [&str; 3] = [DP_RANK, "x-dp-rank", "x-data-parallel-rank"];
+
+/// Names of the prefill worker's id.
+pub const PREFILL_WORKER_NAMES: [&str; 2] = [PREFILL_WORKER, "x-prefill-instance-id"];
+
+/// Names of its rank.
+pub const PREFILL_DP_RANK_NAMES: [&str; 2] = [PREFILL_DP_RANK, "x-prefill-dp-rank"];
+
+/// The name by which frontends before Dynamo's renaming in June 2026 read what a
+/// header says; `None` if there is none.
+#[must_use]
+pub fn legacy_name(name: &str) -> Option<&'static str> {
+    let all: [&[&str]; 4] =
+        [&WORKER_NAMES, &DP_RANK_NAMES, &PREFILL_WORKER_NAMES, &PREFILL_DP_RANK_NAMES];
+    let names = all.into_iter().find(|names| names.first() == Some(&name))?;
+    names.get(1).copied()
+}
+
 /// Prefix of the response headers that say what was decided.
 pub const DEBUG_PREFIX: &str = "x-warmpath-";
 
@@ -112,6 +145,19 @@ mod tests {
         assert_eq!(cache_salt([].into_iter()), None);
         assert_eq!(cache_salt(["", " "].into_iter()), None);
         assert_eq!(cache_salt(["a", " tenant b ", "  "].into_iter()), Some("tenant b"));
+    }
+
+    #[test]
+    fn names_that_pin_a_worker_have_older_forms_and_are_stripped() {
+        assert_eq!(legacy_name(WORKER), Some("x-worker-instance-id"));
+        assert_eq!(legacy_name(DP_RANK), Some("x-dp-rank"));
+        assert_eq!(legacy_name(PREFILL_WORKER), Some("x-prefill-instance-id"));
+        assert_eq!(legacy_name(PREFILL_DP_RANK), Some("x-prefill-dp-rank"));
+        assert_eq!(legacy_name(DESTINATION), None);
+        assert_eq!(legacy_name("x-dp-rank"), None);
+        let pins: [&[&str]; 4] =
+            [&WORKER_NAMES, &DP_RANK_NAMES, &PREFILL_WORKER_NAMES, &PREFILL_DP_RANK_NAMES];
+        assert!(pins.concat().iter().all(|name| steers_routing(name)));
     }
 
     #[test]

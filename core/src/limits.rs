@@ -25,6 +25,25 @@ pub const NVEXT_MEMBERS_MAX: usize = 8;
 /// its own, so thousands in one body are no real client's.
 pub const PROMPT_BATCH_MAX: usize = 4_096;
 
+// --- demands ---------------------------------------------------------------
+
+/// Most taints in one list of a request's constraints. A fleet tells its workers
+/// apart by a handful.
+pub const TAINTS_MAX: usize = 64;
+
+/// Longest name of a session, in bytes, as in Dynamo.
+pub const SESSION_ID_BYTES_MAX: usize = 256;
+
+/// Most metadata headers of one request, as in Dynamo.
+pub const METADATA_ENTRIES_MAX: usize = 64;
+
+/// Most bytes of their keys and values together, as in Dynamo.
+pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// Most hosts of a subset hint that are looked at: those of the largest cluster
+/// with a name for each rank. The others count as malformed.
+pub const SUBSET_HOSTS_MAX: usize = ROSTER_WORKERS_MAX;
+
 // --- render ----------------------------------------------------------------
 
 /// Longest chat template that is compiled, in bytes. The longest in use take

@@ -45,6 +45,9 @@ pub enum Reason {
     BodyTooLarge,
     /// By load: the body could not be understood; the engine judges it.
     Unparsed,
+    /// By load: an API whose prompts are not read (responses, embeddings,
+    /// messages, models), or a request for one of ours without a body.
+    ByLoadApi,
     /// By load: the gateway does not show the filter bodies while headers are
     /// held (`allow_on_headers_stop_iteration` is missing).
     WrongPairing,
@@ -52,15 +55,18 @@ pub enum Reason {
     NotOurPath,
     /// Answered 400: no engine could understand the body.
     BadRequest,
-    /// Answered 400: the request names a worker that is not there.
-    BadPin,
     /// Answered 503: no worker is there.
     NoWorkers,
-    /// Answered 503: no worker has the taints that the request demands.
-    Unsatisfied,
-    /// Answered 529, or what is configured: every worker takes no more.
+    /// Answered 400: the request names a worker that is not there.
+    UnknownPin,
+    /// Answered 503: no worker has the taints that the request requires.
+    ConstraintsUnsatisfied,
+    /// Answered 503: the gateway's subset hint allows none of the workers.
+    NoHosts,
+    /// Answered 529, or what is configured: every worker that may serve the request
+    /// is overloaded.
     Overloaded,
-    /// Answered 429: too many prompts wait already.
+    /// Answered 429: as many prompts wait as a queue may hold.
     QueueFull,
     /// Left to the gateway's own balancing: something that cannot happen did.
     Internal,
@@ -68,7 +74,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, to define their counters once.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Kv,
         Self::StaleFeed,
         Self::Approximate,
@@ -87,12 +93,14 @@ impl Reason {
         Self::AlteredPrompt,
         Self::BodyTooLarge,
         Self::Unparsed,
+        Self::ByLoadApi,
         Self::WrongPairing,
         Self::NotOurPath,
         Self::BadRequest,
-        Self::BadPin,
         Self::NoWorkers,
-        Self::Unsatisfied,
+        Self::UnknownPin,
+        Self::ConstraintsUnsatisfied,
+        Self::NoHosts,
         Self::Overloaded,
         Self::QueueFull,
         Self::Internal,
@@ -120,12 +128,14 @@ impl Reason {
             Self::AlteredPrompt => "altered_prompt",
             Self::BodyTooLarge => "body_too_large",
             Self::Unparsed => "unparsed",
+            Self::ByLoadApi => "by_load_api",
             Self::WrongPairing => "wrong_pairing",
             Self::NotOurPath => "not_our_path",
             Self::BadRequest => "bad_request",
-            Self::BadPin => "bad_pin",
             Self::NoWorkers => "no_workers",
-            Self::Unsatisfied => "unsatisfied",
+            Self::UnknownPin => "unknown_pin",
+            Self::ConstraintsUnsatisfied => "constraints_unsatisfied",
+            Self::NoHosts => "no_hosts",
             Self::Overloaded => "overloaded",
             Self::QueueFull => "queue_full",
             Self::Internal => "internal",

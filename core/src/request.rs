@@ -31,16 +31,25 @@ pub(crate) mod nvext;
 mod prompt;
 
 pub use envelope::{Envelope, Field, NvextSpan, Splice};
-pub use nvext::{AgentHints, NvExt};
+pub use nvext::{AgentHints, NvExt, RoutingConstraints};
 pub use prompt::{ChatPrompt, Prompt, PromptAlteration};
 
-/// The two request kinds that are routed by their prompt.
+/// The APIs that are routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `POST /v1/chat/completions`: a conversation, rendered by a template.
     ChatCompletions,
     /// `POST /v1/completions`: text or token ids.
     Completions,
+    /// `POST /v1/responses`, by load: the engine turns what it is sent into a
+    /// conversation in ways of its own, and may keep part of it.
+    Responses,
+    /// `POST /v1/embeddings`, by load: nothing of it stays in a cache.
+    Embeddings,
+    /// `POST /v1/messages` (Anthropic's), by load, as [`Endpoint::Responses`].
+    Messages,
+    /// `GET /v1/models` and below: any worker answers.
+    Models,
 }
 
 impl Endpoint {
@@ -55,15 +64,38 @@ impl Endpoint {
     /// Returns `None` for every other path: not ours.
     #[must_use]
     pub fn from_path(path: &str) -> Option<Endpoint> {
+        const ENDS: [(&str, Endpoint); 6] = [
+            ("/v1/chat/completions", Endpoint::ChatCompletions),
+            ("/v1/completions", Endpoint::Completions),
+            ("/v1/responses", Endpoint::Responses),
+            ("/v1/embeddings", Endpoint::Embeddings),
+            ("/v1/messages", Endpoint::Messages),
+            ("/v1/models", Endpoint::Models),
+        ];
         let path = path.split(['?', '#']).next().unwrap_or_default();
         let path = path.strip_suffix('/').unwrap_or(path);
-        if path.ends_with("/v1/chat/completions") {
-            Some(Endpoint::ChatCompletions)
-        } else if path.ends_with("/v1/completions") {
-            Some(Endpoint::Completions)
-        } else {
-            None
+        let known = ENDS.into_iter().find(|(end, _)| path.ends_with(end));
+        // The names of models have slashes in them.
+        let is_model = || path.contains("/v1/models/").then_some(Endpoint::Models);
+        known.map(|(_, endpoint)| endpoint).or_else(is_model)
+    }
+
+    /// Whether requests of a method are routed here at all. Others are left to
+    /// the gateway, and what they ask for to the worker: `OPTIONS` and the like.
+    #[must_use]
+    pub fn takes(self, method: &str) -> bool {
+        match method {
+            "GET" => true,
+            "POST" => self != Endpoint::Models,
+            _ => false,
         }
+    }
+
+    /// Whether Dynamo's frontends read of the body's `nvext` which worker is to
+    /// serve the request.
+    #[must_use]
+    pub fn reads_nvext(self) -> bool {
+        !matches!(self, Endpoint::Embeddings | Endpoint::Models)
     }
 }
 
@@ -123,6 +155,9 @@ pub enum RequestError {
     BatchTooLarge,
     /// The prompt is given as embeddings, which have no tokens.
     Embeddings,
+    /// A member of `nvext` by which the client steers routing, named by its path,
+    /// has a wrong type or is out of its range.
+    Nvext(&'static str),
 }
 
 /// What to do with a request that is not understood.
@@ -152,6 +187,21 @@ impl RequestError {
             RequestError::TokenId => "unparsed_token_id",
             RequestError::BatchTooLarge => "unparsed_batch",
             RequestError::Embeddings => "unparsed_embeddings",
+            RequestError::Nvext(_) => "unparsed_nvext",
+        }
+    }
+
+    /// The field at fault, if it is one by name.
+    #[must_use]
+    pub fn field(self) -> Option<&'static str> {
+        match self {
+            RequestError::WrongType(field) => Some(field.name()),
+            RequestError::NoMessages => Some(Field::Messages.name()),
+            RequestError::NoPrompt | RequestError::EmptyPrompt | RequestError::TokenId => {
+                Some(Field::Prompt.name())
+            }
+            RequestError::Nvext(name) => Some(name),
+            _ => None,
         }
     }
 
@@ -167,7 +217,8 @@ impl RequestError {
             | RequestError::WrongType(Field::Messages | Field::Prompt)
             | RequestError::NoMessages
             | RequestError::NoPrompt
-            | RequestError::TokenId => Answer::BadRequest,
+            | RequestError::TokenId
+            | RequestError::Nvext(_) => Answer::BadRequest,
             RequestError::TooLarge
             | RequestError::NotAnObject
             | RequestError::WrongType(_)
@@ -198,6 +249,9 @@ impl fmt::Display for RequestError {
             RequestError::TokenId => out.write_str("`prompt` holds a number that is no token id"),
             RequestError::BatchTooLarge => out.write_str("`prompt` holds too many prompts"),
             RequestError::Embeddings => out.write_str("the prompt is given as embeddings"),
+            RequestError::Nvext(name) => {
+                write!(out, "`{name}` has the wrong type or is out of its range")
+            }
         }
     }
 }

@@ -58,7 +58,9 @@ pub struct Prepared {
     pub hashes: Vec<SequenceHash>,
     /// Tokens of a block; 0 if the model is not known.
     pub block_size: u32,
-    /// What it asks of its workers.
+    /// Whether `tokens` are the whole prompt as the engine will see it.
+    pub is_whole: bool,
+    /// What the request asks of its workers.
     pub demands: Demands,
 }
 
@@ -75,6 +77,7 @@ impl Prepared {
             tokens: Vec::new(),
             hashes: Vec::new(),
             block_size: 0,
+            is_whole: false,
             demands: Demands::default(),
         }
     }
@@ -83,7 +86,7 @@ impl Prepared {
     /// that they may be handed over in its place.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        matches!(self.reason, Reason::Kv | Reason::ShortPrompt)
+        self.is_whole && !self.tokens.is_empty()
     }
 
     /// Blocks that the prompt fills; an estimate if `tokens` is empty.

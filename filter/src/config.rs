@@ -38,6 +38,8 @@ struct RawConfig {
     feed_stale_ms: u64,
     enforce_disagg: Option<bool>,
     prefiller_header: bool,
+    legacy_headers: bool,
+    trust_pins: bool,
     cache_salt_header: Option<String>,
     cache_salt_from_body: bool,
     router: Map<String, Json>,
@@ -56,6 +58,8 @@ impl Default for RawConfig {
             feed_stale_ms: 2_000,
             enforce_disagg: None,
             prefiller_header: false,
+            legacy_headers: false,
+            trust_pins: false,
             cache_salt_header: None,
             cache_salt_from_body: true,
             router: Map::new(),
@@ -91,6 +95,13 @@ pub struct Config {
     /// Whether `x-prefiller-host-port` says where the prefill worker is reached,
     /// for engines with llm-d's sidecar. Default no.
     pub prefiller_header: bool,
+    /// Whether the worker is also named in the headers that Dynamo's frontends
+    /// read before June 2026. Default no.
+    pub legacy_headers: bool,
+    /// Whether whoever sends requests may name their workers, in Dynamo's headers
+    /// or in `nvext`: only where every sender is trusted. Default no: such names
+    /// are removed unread.
+    pub trust_pins: bool,
     /// Name, in lower case, of the header in which a trusted hop says what
     /// separates the request's cache from others'. It is passed on, since the
     /// engine must be told, too. None by default: such headers are then ignored.
@@ -180,6 +191,8 @@ impl Config {
             body_bytes_max,
             feed_stale_ms: raw.feed_stale_ms,
             prefiller_header: raw.prefiller_header,
+            legacy_headers: raw.legacy_headers,
+            trust_pins: raw.trust_pins,
             cache_salt_header,
             cache_salt_from_body: raw.cache_salt_from_body,
             overrides,
@@ -238,6 +251,7 @@ mod tests {
         assert_eq!(config.mode, Mode::Body);
         assert_eq!(config.overrides, Overrides::default());
         assert!(!config.prefiller_header);
+        assert_eq!((config.legacy_headers, config.trust_pins), (false, false));
         assert_eq!((config.cache_salt_header, config.cache_salt_from_body), (None, true));
     }
 

@@ -65,6 +65,12 @@ mod imports {
             key: *const u8,
             key_len: usize,
         ) -> u32;
+        pub(super) fn proxy_get_property(
+            path: *const u8,
+            path_len: usize,
+            data: *mut *mut u8,
+            len: *mut usize,
+        ) -> u32;
         pub(super) fn proxy_set_property(
             path: *const u8,
             path_len: usize,
@@ -143,6 +149,7 @@ mod imports {
         proxy_set_effective_context(context: u32);
         proxy_replace_header_map_value(map: u32, key: *const u8, key_len: usize, value: *const u8, value_len: usize);
         proxy_remove_header_map_value(map: u32, key: *const u8, key_len: usize);
+        proxy_get_property(path: *const u8, path_len: usize, data: *mut *mut u8, len: *mut usize);
         proxy_set_property(path: *const u8, path_len: usize, value: *const u8, value_len: usize);
         proxy_get_shared_data(key: *const u8, key_len: usize, data: *mut *mut u8, len: *mut usize, version: *mut u32);
         proxy_set_shared_data(key: *const u8, key_len: usize, value: *const u8, value_len: usize, version: u32);
@@ -354,6 +361,15 @@ pub fn remove_header(headers: Headers, name: &str) -> Result<(), Refused> {
     check(unsafe {
         imports::proxy_remove_header_map_value(headers as u32, name.as_ptr(), name.len())
     })
+}
+
+/// A property of the stream; `None` if it has none of that path.
+#[must_use]
+pub fn property(path: &[&str]) -> Option<Vec<u8>> {
+    let path = path.join("\0");
+    // SAFETY: the path's pointer and length are of one live string, the
+    // out-pointers outlive the call.
+    fetch(|data, len| unsafe { imports::proxy_get_property(path.as_ptr(), path.len(), data, len) })
 }
 
 /// Sets filter state `wasm.<name>` of the stream, for access logs and for

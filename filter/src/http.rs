@@ -15,17 +15,20 @@
 use core::cell::RefCell;
 use std::rc::Rc;
 
+use warmpath_core::demands::Demands;
 use warmpath_core::handover::{Handover, hand_over};
-use warmpath_core::headers::{cache_salt, steers_routing};
+use warmpath_core::headers::legacy_name;
 use warmpath_core::ids::Worker;
 use warmpath_core::reason::Reason;
 use warmpath_core::render::WallClock;
-use warmpath_core::request::{Answer, Endpoint, Envelope, ParsedRequest, RequestError};
+use warmpath_core::request::{Answer as Verdict, Endpoint, Envelope, ParsedRequest, RequestError};
 use warmpath_core::route::{Choice, Circumstances, Prepared, Unplaced, prepare};
 use warmpath_core::usage::ResponseReader;
 
+use crate::answer::Answer;
 use crate::config::{Config, Mode};
 use crate::host::{self, Buffer, Headers};
+use crate::intake::{Intake, RequestHeaders};
 use crate::metrics::Counter;
 use crate::pairing;
 use crate::place::Placed;
@@ -51,16 +54,23 @@ enum Phase {
     Collecting(Endpoint),
 }
 
+/// What became of an attempt to place a request.
+enum Attempt {
+    /// It has its workers.
+    Placed,
+    /// It has none.
+    Unplaced(Unplaced),
+    /// The gateway's own balancing is to decide.
+    Left(Reason),
+}
+
 /// One request.
 #[derive(Debug)]
 pub struct Stream {
     context: u32,
     config: Rc<Config>,
     phase: Phase,
-    /// Whether the client announced the length of its body.
-    has_length: bool,
-    /// The cache salt that a trusted hop has set.
-    trusted_salt: Option<String>,
+    intake: Intake,
     response_began: bool,
     placed: Option<Placed>,
     reason: Option<Reason>,
@@ -77,8 +87,7 @@ impl Stream {
             context,
             config,
             phase: Phase::New,
-            has_length: false,
-            trusted_salt: None,
+            intake: Intake::default(),
             response_began: false,
             placed: None,
             reason: None,
@@ -91,38 +100,36 @@ impl Stream {
     /// The request's headers are here.
     pub fn on_request_headers(this: &Rc<RefCell<Self>>, is_end: bool) -> Next {
         let Ok(mut stream) = this.try_borrow_mut() else { return Next::Continue };
-        let headers = host::header_pairs(Headers::Request);
-        let salt_header = stream.config.cache_salt_header.clone();
-        if let Some(name) = &salt_header {
-            let values = headers.iter().filter(|(known, _)| known == name);
-            stream.trusted_salt =
-                cache_salt(values.map(|(_, value)| value.as_str())).map(str::to_owned);
+        let headers = RequestHeaders::take(&stream.config);
+        let Some(endpoint) = headers.endpoint() else {
+            return stream.leave(Reason::NotOurPath);
+        };
+        let mode = stream.config.mode;
+        if mode == Mode::Body && endpoint == Endpoint::Embeddings {
+            // Nothing tells a frontend which worker is to serve it.
+            return stream.leave(Reason::NotOurPath);
         }
-        strip(&headers, salt_header.as_deref());
-        let value = |name: &str| {
-            headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-        };
-        let is_post = value(":method") == Some("POST");
-        let endpoint = value(":path").filter(|_| is_post).and_then(Endpoint::from_path);
-        let Some(endpoint) = endpoint else {
-            stream.pass(Reason::NotOurPath);
-            return Next::Continue;
-        };
-        let length: Option<usize> = value("content-length").and_then(|text| text.parse().ok());
+        match headers.read(&stream.config) {
+            Ok(intake) => stream.intake = intake,
+            Err(refusal) => return stream.refuse(&Answer::refused(refusal)),
+        }
+        let length = stream.intake.length;
+        // The headers are still at hand, so even mode `body` may name the worker
+        // in them where no body is looked at.
+        if !headers.posts() {
+            return stream.ask_anyone();
+        }
         if is_end || length.is_some_and(|length| length > stream.config.body_bytes_max) {
-            // The headers are still at hand, so even mode `body` may name the
-            // worker in them: there will be no body to do it in.
             let reason = if is_end { Reason::Unparsed } else { Reason::BodyTooLarge };
-            stream.decide_by_load(reason, length.unwrap_or(0));
-            return Next::Continue;
+            let next = stream.decide_by_load(reason, length.unwrap_or(0));
+            return next.unwrap_or(Next::Continue);
         }
         stream.phase = Phase::Collecting(endpoint);
-        stream.has_length = length.is_some();
-        match stream.config.mode {
+        match mode {
             Mode::Endpoint if pairing::may_hold(stream.context, this) => Next::Pause,
             Mode::Endpoint => {
-                stream.decide_by_load(Reason::WrongPairing, length.unwrap_or(0));
-                Next::Continue
+                let next = stream.decide_by_load(Reason::WrongPairing, length.unwrap_or(0));
+                next.unwrap_or(Next::Continue)
             }
             Mode::Body => {
                 // The spliced body is longer; without a length it goes chunked.
@@ -137,7 +144,7 @@ impl Stream {
     pub(crate) fn give_up_body(&mut self) -> bool {
         let is_held = matches!(self.phase, Phase::Collecting(_));
         if is_held {
-            self.decide_by_load(Reason::WrongPairing, 0);
+            let _ = self.decide_by_load(Reason::WrongPairing, 0);
         }
         is_held
     }
@@ -160,14 +167,12 @@ impl Stream {
     /// The body is longer than what is looked at, and had announced no length.
     fn give_up_long_body(&mut self, len: usize) -> Next {
         if self.config.mode == Mode::Endpoint {
-            self.decide_by_load(Reason::BodyTooLarge, len);
-            return Next::Continue;
+            return self.decide_by_load(Reason::BodyTooLarge, len).unwrap_or(Next::Continue);
         }
         // Its headers have gone, and a body that is not looked at may name a
         // worker of the client's choosing.
         self.pass(Reason::BodyTooLarge);
-        let message = "the request body is too long";
-        respond(413, "body_too_large", "invalid_request_error", message, &[])
+        Answer::body_too_long().send()
     }
 
     /// The request ends with trailers: its body is complete, too.
@@ -190,16 +195,25 @@ impl Stream {
     fn decide_on(&mut self, endpoint: Endpoint, body: &[u8]) -> Next {
         let envelope = Envelope::scan(body);
         let request = envelope.as_ref().map_err(|err| *err).and_then(|e| e.read(endpoint));
+        let nvext = request.as_ref().ok().and_then(|request| request.nvext.as_ref());
+        let demands = match self.intake.demands(nvext) {
+            Ok(demands) => demands,
+            Err(refusal) => return self.refuse(&Answer::refused(refusal)),
+        };
+        let by_load = |reason| Prepared {
+            demands: demands.clone(),
+            ..Prepared::by_load(reason, None, body.len())
+        };
         let prepared = match &request {
             Ok(request) => {
-                let salt = self.trusted_salt.as_deref();
-                vm::with(|vm| vm.prepare(request, body.len(), salt))
+                let salt = self.intake.trusted_salt.as_deref();
+                vm::with(|vm| vm.prepare(request, body.len(), salt, &demands))
             }
-            Err(err) if err.answer() == Answer::BadRequest => return self.refuse(*err),
-            Err(RequestError::TooLarge) => {
-                Some(Prepared::by_load(Reason::BodyTooLarge, None, body.len()))
+            Err(err) if err.answer() == Verdict::BadRequest => {
+                return self.refuse(&Answer::bad_request(*err));
             }
-            Err(_) => Some(Prepared::by_load(Reason::Unparsed, None, body.len())),
+            Err(RequestError::TooLarge) => Some(by_load(Reason::BodyTooLarge)),
+            Err(_) => Some(by_load(Reason::Unparsed)),
         };
         let Some(prepared) = prepared else {
             vm::with(|vm| vm.metrics.add(Counter::Reentered, 1));
@@ -208,13 +222,25 @@ impl Stream {
         let next = self.place(&prepared).unwrap_or(Next::Continue);
         if next == Next::Continue {
             self.count_prediction(&prepared);
-            self.hand_over(envelope.ok().as_ref(), &prepared, body.len());
+            self.hand_over(endpoint, envelope.ok().as_ref(), &prepared, body.len());
         }
         next
     }
 
     /// Chooses and books. Returns what to tell the host if there is no worker.
     fn place(&mut self, prepared: &Prepared) -> Option<Next> {
+        match self.attempt(prepared) {
+            Attempt::Placed => None,
+            Attempt::Left(reason) => Some(self.leave(reason)),
+            Attempt::Unplaced(unplaced) => {
+                self.pass(unplaced.reason());
+                let status = vm::with(|vm| vm.overload_status()).unwrap_or(503);
+                Some(Answer::unplaced(unplaced, status).send())
+            }
+        }
+    }
+
+    fn attempt(&mut self, prepared: &Prepared) -> Attempt {
         let placed = vm::with(|vm| {
             let knows_workers = vm.knows_workers();
             vm.place(prepared).map_err(|unplaced| knows_workers.then_some(unplaced))
@@ -223,12 +249,12 @@ impl Stream {
             Some(Ok(placed)) => {
                 self.set_reason(placed.choice.reason);
                 self.placed = Some(placed);
-                None
+                Attempt::Placed
             }
-            Some(Err(Some(unplaced))) => Some(self.unplaced(unplaced)),
+            Some(Err(Some(unplaced))) => Attempt::Unplaced(unplaced),
             // No roster has come yet: the gateway's own balancing knows more.
-            Some(Err(None)) => Some(self.leave(Reason::Warming)),
-            None => Some(self.leave(Reason::Internal)),
+            Some(Err(None)) => Attempt::Left(Reason::Warming),
+            None => Attempt::Left(Reason::Internal),
         }
     }
 
@@ -249,9 +275,15 @@ impl Stream {
     /// Tells the gateway, or the worker's frontend, who was chosen. What the
     /// client's own `nvext` says of workers goes in every case: a frontend
     /// behind the gateway would obey it where our headers are silent.
-    fn hand_over(&mut self, envelope: Option<&Envelope<'_>>, prepared: &Prepared, len: usize) {
-        let names_in_body = self.config.mode == Mode::Body;
-        if !names_in_body {
+    fn hand_over(
+        &mut self,
+        endpoint: Endpoint,
+        envelope: Option<&Envelope<'_>>,
+        prepared: &Prepared,
+        len: usize,
+    ) {
+        let names_in_body = self.config.mode == Mode::Body && endpoint.reads_nvext();
+        if self.config.mode == Mode::Endpoint {
             self.name_workers_in_headers();
         }
         let Some(envelope) = envelope else { return };
@@ -263,14 +295,17 @@ impl Stream {
             return;
         }
         let handover = Handover { token_data: tokens, ..named.unwrap_or_default() };
-        let Ok(body) = hand_over(&envelope.splice, &handover) else { return };
+        let Ok(body) = hand_over(&envelope.splice, &handover) else {
+            vm::with(|vm| vm.metrics.add(Counter::NvextNotObject, 1));
+            return;
+        };
         if host::replace_buffer(Buffer::RequestBody, len, &body).is_err() {
             vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
             return;
         }
         // A length that does not fit the new body would leave the worker
         // waiting for the rest. In mode `body` it is removed already.
-        if self.config.mode == Mode::Endpoint && self.has_length {
+        if self.config.mode == Mode::Endpoint && self.intake.length.is_some() {
             let length = body.len().to_string();
             if host::set_header(Headers::Request, "content-length", &length).is_err() {
                 vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
@@ -281,20 +316,46 @@ impl Stream {
     fn name_workers_in_headers(&self) {
         let Some(placed) = &self.placed else { return };
         for (name, value) in placed.choice.headers(self.config.prefiller_header) {
-            if host::set_header(Headers::Request, name, &value).is_err() {
-                vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            let legacy = legacy_name(name).filter(|_| self.config.legacy_headers);
+            for name in [name].into_iter().chain(legacy) {
+                if host::set_header(Headers::Request, name, &value).is_err() {
+                    vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+                }
             }
         }
     }
 
-    /// Routes by load, without looking at the body, while the headers can still
-    /// name the worker.
-    fn decide_by_load(&mut self, reason: Reason, len: usize) {
+    /// Routes a request that asks for no work, and that any worker can answer:
+    /// whom the gateway takes will do, too.
+    fn ask_anyone(&mut self) -> Next {
         self.phase = Phase::Through;
-        let prepared = Prepared::by_load(reason, None, len);
-        if self.place(&prepared).is_none() {
+        let demands = match self.intake.demands(None) {
+            Ok(demands) => demands,
+            Err(refusal) => return self.refuse(&Answer::refused(refusal)),
+        };
+        let prepared = Prepared { demands, ..Prepared::by_load(Reason::ByLoadApi, None, 0) };
+        match self.attempt(&prepared) {
+            Attempt::Placed => self.name_workers_in_headers(),
+            Attempt::Unplaced(unplaced) => self.set_reason(unplaced.reason()),
+            Attempt::Left(reason) => self.set_reason(reason),
+        }
+        Next::Continue
+    }
+
+    /// Routes by load, without looking at the body, while the headers can still
+    /// name the worker. Returns what to tell the host if there is no worker.
+    fn decide_by_load(&mut self, reason: Reason, len: usize) -> Option<Next> {
+        self.phase = Phase::Through;
+        let demands = match self.intake.demands(None) {
+            Ok(demands) => demands,
+            Err(refusal) => return Some(self.refuse(&Answer::refused(refusal))),
+        };
+        let prepared = Prepared { demands, ..Prepared::by_load(reason, None, len) };
+        let next = self.place(&prepared);
+        if next.is_none() {
             self.name_workers_in_headers();
         }
+        next
     }
 
     fn set_reason(&mut self, reason: Reason) {
@@ -315,36 +376,9 @@ impl Stream {
         Next::Continue
     }
 
-    fn refuse(&mut self, err: RequestError) -> Next {
+    fn refuse(&mut self, answer: &Answer) -> Next {
         self.pass(Reason::BadRequest);
-        respond(400, err.reason(), "invalid_request_error", &err.to_string(), &[])
-    }
-
-    fn unplaced(&mut self, unplaced: Unplaced) -> Next {
-        let reason = unplaced.reason();
-        self.pass(reason);
-        let overload_status = vm::with(|vm| vm.settings(None).overload_status).unwrap_or(529);
-        let (status, message) = match unplaced {
-            Unplaced::NoWorkers => (503, "no worker is available for this request"),
-            Unplaced::NoHosts => (503, "no worker is available among the gateway's hosts"),
-            Unplaced::Unsatisfied => (503, "no worker satisfies the routing constraints"),
-            Unplaced::PrefillUnavailable => {
-                (503, "no prefill worker is available for this request")
-            }
-            Unplaced::UnknownPin(_) => (400, "the worker that the request names is not available"),
-            Unplaced::UnknownRank(_) => {
-                (400, "the data-parallel rank that the request names does not exist")
-            }
-            Unplaced::PinOverloaded => {
-                (overload_status, "the worker of this request is overloaded")
-            }
-            Unplaced::Overloaded => (overload_status, "all workers are overloaded"),
-            Unplaced::QueueFull => (429, "too many requests are waiting"),
-        };
-        if status == 400 {
-            return respond(400, reason.word(), "invalid_request_error", message, &[]);
-        }
-        respond(status.into(), reason.word(), "server_error", message, &[("retry-after", "1")])
+        answer.send()
     }
 
     /// The response's headers are here.
@@ -426,46 +460,13 @@ impl Drop for Stream {
     }
 }
 
-/// - `trusted`: the one header that a trusted hop, not the client, has set.
-fn strip(headers: &[(String, String)], trusted: Option<&str>) {
-    let mut stripped = 0;
-    for (name, _) in headers {
-        let is_clients = steers_routing(name) && trusted != Some(name.as_str());
-        if is_clients && host::remove_header(Headers::Request, name).is_ok() {
-            stripped += 1;
-        }
-    }
-    if stripped > 0 {
-        vm::with(|vm| vm.metrics.add(Counter::HeadersStripped, stripped));
-    }
-}
-
-/// Answers with an error in the form that OpenAI's clients read.
-fn respond(
-    status: u32,
-    details: &str,
-    kind: &str,
-    message: &str,
-    headers: &[(&str, &str)],
-) -> Next {
-    let body = serde_json::json!({
-        "error": { "message": message, "type": kind, "param": null, "code": details }
-    });
-    let mut all = vec![("content-type", "application/json")];
-    all.extend_from_slice(headers);
-    if host::respond(status, details, &all, body.to_string().as_bytes()).is_err() {
-        vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
-        return Next::Continue;
-    }
-    Next::Pause
-}
-
 impl Vm {
     fn prepare(
         &mut self,
         request: &ParsedRequest<'_>,
         body_bytes: usize,
         trusted_salt: Option<&str>,
+        demands: &Demands,
     ) -> Prepared {
         let seconds = host::wall_clock_ns() / 1_000_000_000;
         let now = WallClock {
@@ -473,8 +474,22 @@ impl Vm {
             utc_offset_seconds: 0,
         };
         let salt_from_body = self.config.cache_salt_from_body;
-        let circumstances = Circumstances { body_bytes, now, trusted_salt, salt_from_body };
+        let circumstances =
+            Circumstances { body_bytes, now, trusted_salt, salt_from_body, demands };
         let Self { models, replica, random, .. } = self;
         prepare(models, replica.roster(), request, &circumstances, random)
+    }
+}
+
+/// What the settings say. Until the feed brings them, Dynamo's defaults.
+impl Vm {
+    /// Whether sessions are bound to workers.
+    pub(crate) fn binds_sessions(&self) -> bool {
+        Settings::default().session_affinity.is_some()
+    }
+
+    /// Status of answers when every worker is overloaded.
+    pub(crate) fn overload_status(&self) -> u16 {
+        self.settings(None).overload_status
     }
 }

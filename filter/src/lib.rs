@@ -16,7 +16,9 @@ pub mod limits;
 pub mod metrics;
 pub mod overrides;
 
+mod answer;
 mod feed;
+mod intake;
 mod pairing;
 mod place;
 mod vm;

@@ -51,13 +51,17 @@ pub enum Counter {
     PairingWrong,
     /// Client headers that steer routing, removed.
     HeadersStripped,
+    /// Entries of the gateway's subset hints that are no address.
+    SubsetMalformed,
+    /// Requests whose `nvext` is no object: passed on as they are.
+    NvextNotObject,
     /// Host calls that were refused.
     HostRefused,
     /// Calls into state that was in use already.
     Reentered,
 }
 
-const COUNTERS: [(Counter, &str); 21] = [
+const COUNTERS: [(Counter, &str); 23] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
@@ -77,6 +81,8 @@ const COUNTERS: [(Counter, &str); 21] = [
     (Counter::AdapterUnheld, "warmpath_adapter_unheld_total"),
     (Counter::PairingWrong, "warmpath_pairing_wrong_total"),
     (Counter::HeadersStripped, "warmpath_headers_stripped_total"),
+    (Counter::SubsetMalformed, "warmpath_subset_malformed_total"),
+    (Counter::NvextNotObject, "warmpath_nvext_not_object_total"),
     (Counter::HostRefused, "warmpath_host_refused_total"),
     (Counter::Reentered, "warmpath_reentered_total"),
 ];

@@ -5,10 +5,20 @@ use std::borrow::Cow;
 use super::{Field, RequestError, prompt};
 use crate::ids::TokenId;
 use crate::json::{JsonKind, Member, RawJson};
+use crate::limits::{TAINT_BYTES_MAX, TAINTS_MAX};
 
 /// Members of `nvext` that name workers: for us to write, never for a client.
 pub(crate) const ROUTING_MEMBERS: [&str; 5] =
     ["backend_instance_id", "decode_worker_id", "prefill_worker_id", "dp_rank", "prefill_dp_rank"];
+
+/// The same as paths in the body, for messages.
+pub(crate) const PIN_FIELDS: [&str; 5] = [
+    "nvext.backend_instance_id",
+    "nvext.decode_worker_id",
+    "nvext.prefill_worker_id",
+    "nvext.dp_rank",
+    "nvext.prefill_dp_rank",
+];
 
 /// What a request's `nvext` says.
 ///
@@ -31,10 +41,11 @@ pub struct NvExt<'a> {
     pub annotations: Option<RawJson<'a>>,
     /// `extra_fields`: an array of the response fields the client asks for.
     pub extra_fields: Option<RawJson<'a>>,
-    /// `routing_constraints`: an object.
-    pub routing_constraints: Option<RawJson<'a>>,
-    /// Whether the client named a worker or a rank. It is not obeyed.
-    pub names_worker: bool,
+    /// `routing_constraints`.
+    pub routing_constraints: RoutingConstraints,
+    /// The members that name workers, in the order of their names above and as
+    /// sent: they count only if the sender is trusted.
+    pub pins: [Option<RawJson<'a>>; 5],
 }
 
 /// `nvext.agent_hints`: what the client knows about its request.
@@ -50,6 +61,15 @@ pub struct AgentHints {
     pub latency_sensitivity: Option<f64>,
 }
 
+/// `nvext.routing_constraints`: which workers the client wants.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoutingConstraints {
+    /// Taints that a worker must have, each once.
+    pub required_taints: Vec<String>,
+    /// Taints that a worker had better have, each once, and how much. Finite.
+    pub preferred_taints: Vec<(String, f64)>,
+}
+
 impl<'a> NvExt<'a> {
     /// Reads an object, the last of equal keys.
     pub(super) fn read(raw: RawJson<'a>) -> Result<Self, RequestError> {
@@ -61,8 +81,8 @@ impl<'a> NvExt<'a> {
             use_raw_prompt: false,
             annotations: None,
             extra_fields: None,
-            routing_constraints: None,
-            names_worker: false,
+            routing_constraints: RoutingConstraints::default(),
+            pins: [None; 5],
         };
         for member in raw.members() {
             nvext.member(&member)?;
@@ -77,10 +97,13 @@ impl<'a> NvExt<'a> {
             Some(value) if value.kind() != kind => Err(WRONG),
             value => Ok(value),
         };
-        match member.key.name().as_deref() {
-            Some(name) if ROUTING_MEMBERS.contains(&name) => {
-                self.names_worker |= value.is_some();
-            }
+        let name = member.key.name();
+        let pin = ROUTING_MEMBERS.iter().position(|pin| name.as_deref() == Some(pin));
+        if let Some(pin) = pin.and_then(|pin| self.pins.get_mut(pin)) {
+            *pin = value;
+            return Ok(());
+        }
+        match name.as_deref() {
             Some("token_data") => {
                 self.token_data = of_kind(JsonKind::Array)?.map(prompt::token_ids).transpose()?;
             }
@@ -94,12 +117,11 @@ impl<'a> NvExt<'a> {
             Some("annotations") => self.annotations = of_kind(JsonKind::Array)?,
             Some("extra_fields") => self.extra_fields = of_kind(JsonKind::Array)?,
             Some("routing_constraints") => {
-                self.routing_constraints = of_kind(JsonKind::Object)?;
+                let constraints = value.map(RoutingConstraints::read);
+                self.routing_constraints = constraints.transpose()?.unwrap_or_default();
             }
             Some("agent_hints") => {
-                let hints =
-                    of_kind(JsonKind::Object)?.map(|hints| AgentHints::read(hints).ok_or(WRONG));
-                self.agent_hints = hints.transpose()?.unwrap_or_default();
+                self.agent_hints = value.map(AgentHints::read).transpose()?.unwrap_or_default();
             }
             _ => {}
         }
@@ -108,22 +130,110 @@ impl<'a> NvExt<'a> {
 }
 
 impl AgentHints {
-    /// Reads the object; `None` if a member is of the wrong type or range.
-    fn read(raw: RawJson<'_>) -> Option<Self> {
+    /// Reads the value. A member that is not looked at here is the frontend's to
+    /// judge.
+    fn read(raw: RawJson<'_>) -> Result<Self, RequestError> {
+        object(raw, "nvext.agent_hints")?;
         let mut hints = AgentHints::default();
         for member in raw.members().filter(|member| !member.value.is_null()) {
             let value = member.value;
-            let unsigned = || value.unsigned().and_then(|value| u32::try_from(value).ok());
+            let unsigned = |name| {
+                let number = value.unsigned().and_then(|value| u32::try_from(value).ok());
+                number.ok_or(RequestError::Nvext(name)).map(Some)
+            };
             match member.key.name().as_deref() {
                 Some("priority") => {
-                    hints.priority = Some(value.signed().and_then(|value| value.try_into().ok())?);
+                    let number = value.signed().and_then(|value| value.try_into().ok());
+                    let number = number.ok_or(RequestError::Nvext("nvext.agent_hints.priority"));
+                    hints.priority = Some(number?);
                 }
-                Some("strict_priority") => hints.strict_priority = Some(unsigned()?),
-                Some("osl") => hints.osl = Some(unsigned()?),
-                Some("latency_sensitivity") => hints.latency_sensitivity = Some(value.float()?),
+                Some("strict_priority") => {
+                    hints.strict_priority = unsigned("nvext.agent_hints.strict_priority")?;
+                }
+                Some("osl") => hints.osl = unsigned("nvext.agent_hints.osl")?,
+                Some("latency_sensitivity") => {
+                    const NAME: &str = "nvext.agent_hints.latency_sensitivity";
+                    let number = value.float().filter(|number| number.is_finite());
+                    hints.latency_sensitivity = Some(number.ok_or(RequestError::Nvext(NAME))?);
+                }
                 _ => {}
             }
         }
-        Some(hints)
+        Ok(hints)
     }
+}
+
+impl RoutingConstraints {
+    /// Reads the value, as [`AgentHints::read`] does.
+    fn read(raw: RawJson<'_>) -> Result<Self, RequestError> {
+        object(raw, "nvext.routing_constraints")?;
+        let mut constraints = Self::default();
+        for member in raw.members().filter(|member| !member.value.is_null()) {
+            match member.key.name().as_deref() {
+                Some("required_taints") => constraints.required_taints = required(member.value)?,
+                Some("preferred_taints") => constraints.preferred_taints = preferred(member.value)?,
+                _ => {}
+            }
+        }
+        Ok(constraints)
+    }
+}
+
+fn object(raw: RawJson<'_>, name: &'static str) -> Result<(), RequestError> {
+    if raw.kind() == JsonKind::Object { Ok(()) } else { Err(RequestError::Nvext(name)) }
+}
+
+fn required(list: RawJson<'_>) -> Result<Vec<String>, RequestError> {
+    const WRONG: RequestError = RequestError::Nvext("nvext.routing_constraints.required_taints");
+    if list.kind() != JsonKind::Array {
+        return Err(WRONG);
+    }
+    let mut taints: Vec<String> = Vec::new();
+    for item in list.items() {
+        let taint = taint(item).ok_or(WRONG)?;
+        if !taints.contains(&taint) {
+            taints.push(taint);
+        }
+        if taints.len() > TAINTS_MAX {
+            return Err(WRONG);
+        }
+    }
+    Ok(taints)
+}
+
+fn preferred(map: RawJson<'_>) -> Result<Vec<(String, f64)>, RequestError> {
+    const WRONG: RequestError = RequestError::Nvext("nvext.routing_constraints.preferred_taints");
+    if map.kind() != JsonKind::Object {
+        return Err(WRONG);
+    }
+    let mut taints: Vec<(String, f64)> = Vec::new();
+    for member in map.members() {
+        let (Some(taint), Some(weight)) =
+            (taint(member.key), member.value.float().and_then(single))
+        else {
+            return Err(WRONG);
+        };
+        match taints.iter_mut().find(|(known, _)| *known == taint) {
+            Some((_, known)) => *known = weight,
+            None => taints.push((taint, weight)),
+        }
+        if taints.len() > TAINTS_MAX {
+            return Err(WRONG);
+        }
+    }
+    Ok(taints)
+}
+
+fn taint(raw: RawJson<'_>) -> Option<String> {
+    // An escape spells one byte in at most six.
+    if raw.text().len() > TAINT_BYTES_MAX * 6 + 2 {
+        return None;
+    }
+    raw.string().filter(|text| text.len() <= TAINT_BYTES_MAX).map(Cow::into_owned)
+}
+
+/// A weight as Dynamo keeps it, in single precision; `None` beyond that.
+#[expect(clippy::cast_possible_truncation, reason = "single precision is what is wanted")]
+fn single(weight: f64) -> Option<f64> {
+    Some(f64::from(weight as f32)).filter(|weight| weight.is_finite())
 }

@@ -20,6 +20,8 @@ pub enum Prompt<'a> {
     Tokens(Vec<TokenId>),
     /// Several prompts' token ids. Two or more.
     TokenLists(Vec<Vec<TokenId>>),
+    /// What an API that is routed by load alone is sent.
+    Unread,
 }
 
 /// A conversation as the client sent it.
@@ -45,7 +47,31 @@ pub struct ChatPrompt<'a> {
     pub continue_final_message: bool,
 }
 
+impl Prompt<'_> {
+    /// Whether there is more to the prompt than its text: the engine puts tokens
+    /// in place of images and the like that no template prints.
+    #[must_use]
+    pub fn has_media(&self) -> bool {
+        matches!(self, Self::Chat(chat) if chat.has_media())
+    }
+}
+
 impl ChatPrompt<'_> {
+    fn has_media(&self) -> bool {
+        const TEXTS: [&str; 5] = ["text", "input_text", "output_text", "refusal", "thinking"];
+        let is_text = |part: RawJson<'_>| {
+            part.kind() != JsonKind::Object
+                || part
+                    .member("type")
+                    .and_then(RawJson::name)
+                    .is_some_and(|kind| TEXTS.contains(&&*kind))
+        };
+        self.messages.items().any(|message| {
+            let content = message.member("content");
+            content.is_some_and(|content| content.items().any(|part| !is_text(part)))
+        })
+    }
+
     /// Whether the client forbids tool calls (`tool_choice` is `"none"`).
     #[must_use]
     pub fn forbids_tools(&self) -> bool {
@@ -102,6 +128,9 @@ pub(super) fn read<'a>(
             Some(prompt) => completion(prompt),
             None => Err(RequestError::NoPrompt),
         },
+        Endpoint::Responses | Endpoint::Embeddings | Endpoint::Messages | Endpoint::Models => {
+            Ok(Prompt::Unread)
+        }
     }
 }
 

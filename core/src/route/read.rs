@@ -8,7 +8,7 @@ use crate::ids::TokenId;
 use crate::limits::CARD_MODELS_MAX;
 use crate::models::Models;
 use crate::reason::Reason;
-use crate::render::WallClock;
+use crate::render::{Flavour, WallClock};
 use crate::request::{ParsedRequest, Prompt};
 use crate::roster::{Adapter, Role, Roster};
 
@@ -23,6 +23,8 @@ pub struct Circumstances<'a> {
     pub trusted_salt: Option<&'a str>,
     /// Whether the body's own cache salt counts at all.
     pub salt_from_body: bool,
+    /// What the request asks of its workers.
+    pub demands: &'a Demands,
 }
 
 /// Reads a request's prompt: finds the model, renders, tokenizes, hashes.
@@ -38,16 +40,20 @@ pub fn prepare(
     random: &mut Random,
 ) -> Prepared {
     let body_bytes = circumstances.body_bytes;
+    let by_load = |reason, model| Prepared {
+        demands: circumstances.demands.clone(),
+        ..Prepared::by_load(reason, model, body_bytes)
+    };
     let Some(Target { model, adapter }) = find_target(models, roster, &request.model, random)
     else {
-        return Prepared::by_load(Reason::UnknownModel, None, body_bytes);
+        return by_load(Reason::UnknownModel, None);
     };
     let holders = adapter.map(|adapter| adapter.holders.clone());
     let read = read_tokens(models, model, request, circumstances.now);
     let (tokens, reason) = match read {
         Ok(read) => read,
         Err(reason) => {
-            return Prepared { holders, ..Prepared::by_load(reason, Some(model), body_bytes) };
+            return Prepared { holders, ..by_load(reason, Some(model)) };
         }
     };
     let shape = models.model(model).map_or(BlockShape { block_size: 0, eagle: false }, |model| {
@@ -59,6 +65,10 @@ pub fn prepare(
     };
     let mut hashes = Vec::new();
     sequence_hashes(&tokens, shape, salt, &mut hashes);
+    // The other flavours refuse media when they render.
+    let may_have_media =
+        models.model(model).is_some_and(|model| model.card().flavour == Flavour::Raw);
+    let is_whole = reason == Reason::Kv && !(may_have_media && request.prompt.has_media());
     let reason = if hashes.is_empty() { Reason::ShortPrompt } else { reason };
     Prepared {
         model: Some(model),
@@ -68,7 +78,8 @@ pub fn prepare(
         tokens,
         hashes,
         block_size: shape.block_size,
-        demands: Demands::default(),
+        is_whole,
+        demands: circumstances.demands.clone(),
     }
 }
 
@@ -138,6 +149,9 @@ fn read_tokens(
     request: &ParsedRequest<'_>,
     now: WallClock,
 ) -> Result<(Vec<TokenId>, Reason), Reason> {
+    if matches!(request.prompt, Prompt::Unread) {
+        return Err(Reason::ByLoadApi);
+    }
     if let Some(tokens) = request.nvext.as_ref().and_then(|nvext| nvext.token_data.as_ref()) {
         return Ok((tokens.clone(), Reason::Kv));
     }
@@ -145,6 +159,7 @@ fn read_tokens(
         return Err(Reason::AlteredPrompt);
     }
     match &request.prompt {
+        Prompt::Unread => Err(Reason::ByLoadApi),
         Prompt::Tokens(tokens) => Ok((tokens.clone(), Reason::Kv)),
         Prompt::TokenLists(lists) => {
             Ok((lists.first().cloned().unwrap_or_default(), Reason::Batch))

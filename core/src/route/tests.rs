@@ -79,8 +79,13 @@ fn read_with(
     random: &mut Random,
 ) -> Prepared {
     let request = parse(endpoint, body.as_bytes()).unwrap();
-    let circumstances =
-        Circumstances { body_bytes: body.len(), now: NOW, trusted_salt, salt_from_body: true };
+    let circumstances = Circumstances {
+        body_bytes: body.len(),
+        now: NOW,
+        trusted_salt,
+        salt_from_body: true,
+        demands: &Demands::default(),
+    };
     prepare(models, roster, &request, &circumstances, random)
 }
 
@@ -124,6 +129,45 @@ fn token_prompts_are_taken_as_they_are() {
     let batch = read(Endpoint::Completions, body);
     assert_eq!((batch.tokens.len(), batch.reason), (5, Reason::Batch));
     assert!(!batch.is_exact(), "tokens of a batch must not replace it");
+    let body = r#"{"model":"seen","prompt":[[1],[9]]}"#;
+    let short = read(Endpoint::Completions, body);
+    assert_eq!(short.reason, Reason::ShortPrompt);
+    assert!(!short.is_exact(), "nor those of a batch of short prompts");
+    assert!(read(Endpoint::Completions, r#"{"model":"seen","prompt":[1]}"#).is_exact());
+}
+
+/// Goal: an API whose prompts are not read goes to the workers of its model.
+#[test]
+fn other_apis_are_routed_by_load_to_the_model_s_workers() {
+    let body = r#"{"model":"blind","input":"of any kind","nvext":{"token_data":[1,2,3,4]}}"#;
+    for endpoint in [Endpoint::Responses, Endpoint::Embeddings, Endpoint::Messages] {
+        let prepared = read(endpoint, body);
+        assert_eq!((prepared.reason, prepared.model), (Reason::ByLoadApi, Some(1)));
+        assert!(prepared.tokens.is_empty() && !prepared.is_exact() && prepared.prompt_tokens > 0);
+        let mut workers = two_workers();
+        workers[1].model = 1;
+        let choice = choose(&mut replica(workers), &prepared);
+        assert_eq!((choice.serving.slot, choice.reason), (WorkerSlot(2), Reason::ByLoadApi));
+    }
+}
+
+#[test]
+fn demands_are_handed_on_whatever_becomes_of_the_prompt() {
+    let demands = Demands { strict_priority: 7, ..Demands::default() };
+    for model in ["seen", "blind", "nobody"] {
+        let body = serde_json::json!({ "model": model, "prompt": TEXT }).to_string();
+        let request = parse(Endpoint::Completions, body.as_bytes()).unwrap();
+        let circumstances = Circumstances {
+            body_bytes: body.len(),
+            now: NOW,
+            trusted_salt: None,
+            salt_from_body: true,
+            demands: &demands,
+        };
+        let random = &mut Random::seeded(1);
+        let prepared = prepare(&mut models(), &Roster::default(), &request, &circumstances, random);
+        assert_eq!(prepared.demands, demands, "{model}");
+    }
 }
 
 #[test]

@@ -41,10 +41,11 @@ impl Unplaced {
     #[must_use]
     pub fn reason(self) -> Reason {
         match self {
-            Self::NoWorkers | Self::NoHosts => Reason::NoWorkers,
-            Self::Unsatisfied => Reason::Unsatisfied,
+            Self::NoWorkers => Reason::NoWorkers,
+            Self::NoHosts => Reason::NoHosts,
+            Self::Unsatisfied => Reason::ConstraintsUnsatisfied,
             Self::PrefillUnavailable => Reason::PrefillUnavailable,
-            Self::UnknownPin(_) | Self::UnknownRank(_) => Reason::BadPin,
+            Self::UnknownPin(_) | Self::UnknownRank(_) => Reason::UnknownPin,
             Self::PinOverloaded | Self::Overloaded => Reason::Overloaded,
             Self::QueueFull => Reason::QueueFull,
         }

@@ -25,6 +25,7 @@ fn prompt(demands: Demands) -> Prepared {
             .map(|n: u64| SequenceHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())))
             .collect(),
         block_size: BLOCK_SIZE,
+        is_whole: true,
         demands,
     }
 }

@@ -205,8 +205,13 @@ fn the_body_s_salt_can_be_left_out() {
     let body = body("m", &serde_json::json!({ "cache_salt": "tenant-a" }));
     let request = parse(Endpoint::Completions, body.as_bytes()).unwrap();
     let ask = |trusted_salt, salt_from_body| {
-        let circumstances =
-            Circumstances { body_bytes: body.len(), now: NOW, trusted_salt, salt_from_body };
+        let circumstances = Circumstances {
+            body_bytes: body.len(),
+            now: NOW,
+            trusted_salt,
+            salt_from_body,
+            demands: &Demands::default(),
+        };
         let (mut models, mut random) = (named(&["m"]), Random::seeded(1));
         prepare(&mut models, &Roster::default(), &request, &circumstances, &mut random)
     };

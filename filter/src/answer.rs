@@ -1,0 +1,162 @@
+//! Answer: what the gateway says itself, in the form that OpenAI's clients read.
+
+use warmpath_core::demands::Refusal;
+use warmpath_core::reason::Reason;
+use warmpath_core::request::RequestError;
+use warmpath_core::route::Unplaced;
+
+use crate::host;
+use crate::http::Next;
+use crate::metrics::Counter;
+use crate::vm;
+
+/// After how long a client may try again, in seconds: workers come back, and
+/// loads change, about as fast.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// A local reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    status: u32,
+    /// A fixed word, for programs and the access log.
+    code: &'static str,
+    message: String,
+    /// The header or field at fault.
+    param: Option<&'static str>,
+    may_retry: bool,
+}
+
+impl Answer {
+    fn new(status: u32, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None, may_retry: false }
+    }
+
+    /// The body is no request that an engine could understand.
+    pub(crate) fn bad_request(err: RequestError) -> Self {
+        Self { param: err.field(), ..Self::new(400, err.reason(), err.to_string()) }
+    }
+
+    /// The request asks for what cannot be.
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        let status = match refusal {
+            Refusal::Header(_) | Refusal::Field(_) | Refusal::SessionTooLong(_) => 400,
+            Refusal::TooMuchMetadata => 431,
+        };
+        let param = refusal.name();
+        Self { param, ..Self::new(status, refusal.reason(), refusal.to_string()) }
+    }
+
+    /// The body is longer than what is looked at, and may not pass unseen.
+    pub(crate) fn body_too_long() -> Self {
+        Self::new(413, Reason::BodyTooLarge.word(), "the request body is too long")
+    }
+
+    /// The request has no worker.
+    ///
+    /// - `overload_status`: where all workers are overloaded; Dynamo's is 529.
+    pub(crate) fn unplaced(unplaced: Unplaced, overload_status: u16) -> Self {
+        Self::of_reason(unplaced.reason(), overload_status)
+    }
+
+    fn of_reason(reason: Reason, overload_status: u16) -> Self {
+        let (status, may_retry, message) = match reason {
+            Reason::PrefillUnavailable => {
+                (503, true, "no prefill worker is available for this request")
+            }
+            Reason::UnknownPin => (
+                400,
+                false,
+                "the worker or rank that the request names is not one that serves its model",
+            ),
+            Reason::ConstraintsUnsatisfied => {
+                (503, false, "no worker satisfies the routing constraints of this request")
+            }
+            Reason::NoHosts => {
+                (503, true, "the gateway allows none of the workers for this request")
+            }
+            Reason::Overloaded => {
+                (overload_status.into(), true, "every worker for this request is overloaded")
+            }
+            Reason::QueueFull => (429, true, "every worker for this request is busy"),
+            _ => (503, true, "no worker is available for this request"),
+        };
+        Self { may_retry, ..Self::new(status, reason.word(), message) }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status {
+            429 => "rate_limit_error",
+            400..500 => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    fn body(&self) -> String {
+        let Self { code, message, param, .. } = self;
+        let error = serde_json::json!({
+            "message": message, "type": self.kind(), "param": param, "code": code
+        });
+        serde_json::json!({ "error": error }).to_string()
+    }
+
+    /// Sends it in place of the request. If the host refuses, the request goes on.
+    pub(crate) fn send(&self) -> Next {
+        let retry_after = RETRY_AFTER_SECONDS.to_string();
+        let mut headers = vec![("content-type", "application/json")];
+        if self.may_retry {
+            headers.push(("retry-after", retry_after.as_str()));
+        }
+        let body = self.body();
+        if host::respond(self.status, self.code, &headers, body.as_bytes()).is_err() {
+            vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+            return Next::Continue;
+        }
+        Next::Pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_has_its_status() {
+        for (reason, status, kind, may_retry) in [
+            (Reason::NoWorkers, 503, "server_error", true),
+            (Reason::PrefillUnavailable, 503, "server_error", true),
+            (Reason::NoHosts, 503, "server_error", true),
+            (Reason::ConstraintsUnsatisfied, 503, "server_error", false),
+            (Reason::UnknownPin, 400, "invalid_request_error", false),
+            (Reason::Overloaded, 529, "server_error", true),
+            (Reason::QueueFull, 429, "rate_limit_error", true),
+        ] {
+            let answer = Answer::of_reason(reason, 529);
+            assert_eq!((answer.status, answer.kind(), answer.may_retry), (status, kind, may_retry));
+            assert_eq!(answer.code, reason.word());
+        }
+        assert_eq!(Answer::of_reason(Reason::Overloaded, 503).status, 503);
+        assert_eq!(Answer::unplaced(Unplaced::NoWorkers, 529).status, 503);
+    }
+
+    #[test]
+    fn what_is_at_fault_is_named() {
+        for (answer, status, param) in [
+            (Answer::refused(Refusal::Header("x-a")), 400, Some("x-a")),
+            (Answer::refused(Refusal::Field("nvext.dp_rank")), 400, Some("nvext.dp_rank")),
+            (Answer::refused(Refusal::SessionTooLong("x-session-id")), 400, Some("x-session-id")),
+            (Answer::refused(Refusal::TooMuchMetadata), 431, None),
+            (Answer::bad_request(RequestError::NoMessages), 400, Some("messages")),
+            (Answer::bad_request(RequestError::Nvext("nvext.a")), 400, Some("nvext.a")),
+            (Answer::bad_request(RequestError::InvalidJson(3)), 400, None),
+            (Answer::body_too_long(), 413, None),
+        ] {
+            let body: serde_json::Value = serde_json::from_str(&answer.body()).unwrap();
+            let error = &body["error"];
+            assert_eq!((answer.status, error["param"].as_str()), (status, param));
+            assert_eq!(error["type"], "invalid_request_error");
+            assert_eq!(error["code"], answer.code);
+            let message = error["message"].as_str().unwrap();
+            assert!(param.is_none_or(|param| message.contains(param)), "{message}");
+        }
+    }
+}
