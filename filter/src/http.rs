@@ -481,11 +481,11 @@ impl Vm {
     }
 }
 
-/// What the settings say. Until the feed brings them, Dynamo's defaults.
+/// What the settings say.
 impl Vm {
     /// Whether sessions are bound to workers.
     pub(crate) fn binds_sessions(&self) -> bool {
-        Settings::default().session_affinity.is_some()
+        self.settings(None).session_affinity.is_some()
     }
 
     /// Status of answers when every worker is overloaded.
