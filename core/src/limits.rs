@@ -157,6 +157,14 @@ pub const BOOKINGS_MAX: usize = 65_536;
 /// tokens a block that is a prompt of 128 k tokens.
 pub const BOOKING_BLOCKS_MAX: usize = 8_192;
 
+/// Most block hashes of all bookings together, about 130 MB in each VM. The
+/// blocks of a booking beyond it are not shared with others.
+pub const BOOKED_BLOCKS_MAX: usize = 4 * 1024 * 1024;
+
+/// Most blocks of one answer that are booked; those beyond it do not count. At 16
+/// tokens a block that is an answer of 1 M tokens.
+pub const BOOKING_OUTPUT_BLOCKS_MAX: u32 = 65_536;
+
 // --- shared data -----------------------------------------------------------
 
 /// Slots of the ring log. A booking takes three entries, so at 1000 requests a

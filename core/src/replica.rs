@@ -145,6 +145,9 @@ impl Replica {
                 self.loads.add(prefill);
             }
             Ok(Entry::PrefillDone(id)) => self.loads.prefill_done(id),
+            Ok(Entry::OutputBlocks { id, blocks, tokens }) => {
+                self.loads.output_blocks(id, blocks, tokens);
+            }
             Ok(Entry::Refreshed(id, at_ms)) => self.loads.refresh(id, at_ms),
             Ok(Entry::Freed(id)) => self.loads.free(id),
             Err(_) => self.counters.bad_frames += 1,

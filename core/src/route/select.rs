@@ -112,14 +112,7 @@ impl Choice {
         prefill: BookingId,
         at_ms: u64,
     ) -> Entry<'static> {
-        let bare = |id, leg: &Leg| Booking {
-            id,
-            slot: leg.slot,
-            prefill_tokens: 0,
-            at_ms,
-            blocks: Vec::new(),
-            unshared_blocks: 0,
-        };
+        let bare = |id, leg: &Leg| Booking::new(id, leg.slot, at_ms);
         let prefill_tokens = self.prefill_tokens(prepared);
         match &self.prefill {
             Some(leg) => Entry::BookedPair {
