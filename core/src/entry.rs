@@ -35,6 +35,15 @@ pub enum Entry<'a> {
     },
     /// Its worker has begun to answer.
     PrefillDone(BookingId),
+    /// Its answer fills more blocks.
+    OutputBlocks {
+        /// The request.
+        id: BookingId,
+        /// Blocks that the answer fills beyond those of the prompt, in all.
+        blocks: u32,
+        /// Tokens of the answer so far.
+        tokens: u32,
+    },
     /// It still runs, at this time of the host's monotonic clock.
     Refreshed(BookingId, u64),
     /// It has ended.
@@ -79,6 +88,12 @@ impl<'a> Entry<'a> {
                 writer.u8(3);
                 writer.u64(id.0);
             }
+            Self::OutputBlocks { id, blocks, tokens } => {
+                writer.u8(7);
+                writer.u64(id.0);
+                writer.u32(*blocks);
+                writer.u32(*tokens);
+            }
             Self::Refreshed(id, at_ms) => {
                 writer.u8(4);
                 writer.u64(id.0);
@@ -113,6 +128,11 @@ impl<'a> Entry<'a> {
                 let note = read_note(&mut reader)?;
                 return Ok(Self::Noted { booked: Cow::Borrowed(reader.rest()), note });
             }
+            7 => Self::OutputBlocks {
+                id: BookingId(reader.u64()?),
+                blocks: reader.u32()?,
+                tokens: reader.u32()?,
+            },
             _ => return Err(WireError::UnknownCase),
         };
         reader.finish()?;
@@ -187,6 +207,7 @@ fn write_booking(writer: &mut Writer, booking: &Booking) {
     writer.u32(booking.prefill_tokens);
     writer.u64(booking.at_ms);
     writer.u32(booking.unshared_blocks);
+    writer.u32(booking.expected_output_tokens);
     let blocks = booking.blocks.get(..BOOKING_BLOCKS_MAX).unwrap_or(&booking.blocks);
     writer.count(blocks.len());
     for hash in blocks {
@@ -200,10 +221,17 @@ fn read_booking(reader: &mut Reader<'_>) -> Result<Booking, WireError> {
     let prefill_tokens = reader.u32()?;
     let at_ms = reader.u64()?;
     let unshared_blocks = reader.u32()?;
+    let expected_output_tokens = reader.u32()?;
     let count = reader.count(BOOKING_BLOCKS_MAX, 8)?;
     let blocks =
         (0..count).map(|_| reader.u64().map(SequenceHash)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Booking { id, slot, prefill_tokens, at_ms, blocks, unshared_blocks })
+    Ok(Booking {
+        prefill_tokens,
+        blocks,
+        unshared_blocks,
+        expected_output_tokens,
+        ..Booking::new(id, slot, at_ms)
+    })
 }
 
 #[cfg(test)]
@@ -214,12 +242,11 @@ mod tests {
 
     fn booking(blocks: usize) -> Booking {
         Booking {
-            id: BookingId(1 << 40),
-            slot: WorkerSlot(3),
             prefill_tokens: 77,
-            at_ms: 5,
             blocks: (0..blocks as u64).map(SequenceHash).collect(),
             unshared_blocks: 12,
+            expected_output_tokens: 200,
+            ..Booking::new(BookingId(1 << 40), WorkerSlot(3), 5)
         }
     }
 
@@ -230,6 +257,7 @@ mod tests {
             Entry::Booked(booking(3)),
             Entry::BookedPair { serving: booking(0), prefill: booking(2) },
             Entry::PrefillDone(BookingId(9)),
+            Entry::OutputBlocks { id: BookingId(9), blocks: 2, tokens: 18 },
             Entry::Refreshed(BookingId(9), 10),
             Entry::Freed(BookingId(9)),
         ] {
@@ -265,16 +293,18 @@ mod tests {
         }
     }
 
-    /// Goal: the bytes of a booking do not change unnoticed: with them the number
+    /// Goal: the bytes of bookings do not change unnoticed: with them the number
     /// in the keys of the shared data must.
     #[test]
-    fn the_bytes_of_a_pair_are_known() {
+    fn the_bytes_of_bookings_are_known() {
         let entry = Entry::BookedPair { serving: booking(0), prefill: booking(1) };
-        let serving = "0000000000010000 0300 4d000000 0500000000000000 0c000000 00000000";
-        let prefill =
-            "0000000000010000 0300 4d000000 0500000000000000 0c000000 01000000 0000000000000000";
+        let serving = "0000000000010000 0300 4d000000 0500000000000000 0c000000 c8000000 00000000";
+        let prefill = "0000000000010000 0300 4d000000 0500000000000000 0c000000 c8000000 01000000 0000000000000000";
         let hex: String = entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, format!("06{serving}{prefill}").replace(' ', ""));
+        let output = Entry::OutputBlocks { id: BookingId(9), blocks: 2, tokens: 18 };
+        let bytes = [7, 9, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 18, 0, 0, 0];
+        assert_eq!(output.encode(), bytes);
     }
 
     #[cfg(not(target_arch = "wasm32"))]

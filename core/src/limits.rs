@@ -204,6 +204,14 @@ pub const APPROXIMATE_RECORDS_MAX: usize = 1_000_000;
 /// Steps in which such records end, in milliseconds (Dynamo's).
 pub const APPROXIMATE_TICK_MS: u64 = 100;
 
+/// Most block hashes of all bookings together, about 130 MB in each VM. The
+/// blocks of a booking beyond it are not shared with others.
+pub const BOOKED_BLOCKS_MAX: usize = 4 * 1024 * 1024;
+
+/// Most blocks of one answer that are booked; those beyond it do not count. At 16
+/// tokens a block that is an answer of 1 M tokens.
+pub const BOOKING_OUTPUT_BLOCKS_MAX: u32 = 65_536;
+
 // --- shared data -----------------------------------------------------------
 
 /// Slots of the ring log. A booking takes three entries, so at 1000 requests a

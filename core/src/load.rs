@@ -1,15 +1,22 @@
 //! Load: bookings, what this gateway has placed and not yet seen finish.
 //!
 //! `score` reads it. Each filter VM keeps a copy that follows the ring log, in
-//! which every VM writes what it books and frees.
+//! which every VM writes what it books and frees. Loads are those of Dynamo's
+//! router (1.6.1, active sequences), rounding included: `make test-parity`
+//! compares.
 //!
 //! # Terms
 //!
 //! - *booking*: the record of a placed, unfinished request; freed exactly once.
 //! - *prefill tokens*: prompt tokens that the worker must compute, until the
 //!   first chunk of its answer.
-//! - *active blocks*: unique complete prompt blocks of a worker's bookings. A
-//!   prefix that several of them share counts once (Dynamo: active sequences).
+//! - *active blocks*: unique complete prompt blocks of a worker's bookings, and
+//!   the blocks of their answers. A prefix that several of them share counts once.
+//! - *weight*: what a block counts. 1, unless the length of an answer is
+//!   expected: then, with each new block of it, the blocks of the answer and those
+//!   of its prompt that no other booking holds count `1 − answered / expected`, as
+//!   the request is the nearer to its end. A block keeps its weight until the next
+//!   time, even if another booking joins it.
 //!
 //! # Invariants
 //!
@@ -20,11 +27,15 @@
 //! 3. Freeing, or marking, a booking that is not there changes nothing: entries
 //!    may arrive after an expiry, and after a late start.
 
+mod blocks;
+
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::ids::{SequenceHash, WorkerSlot};
-use crate::limits::BOOKINGS_MAX;
+use crate::limits::{BOOKED_BLOCKS_MAX, BOOKINGS_MAX};
+
+use blocks::{Blocks, Chain};
 
 /// Name of a booking, unique within a gateway process: the VM in the upper
 /// half, its counter in the lower.
@@ -38,31 +49,61 @@ pub struct Booking {
     pub id: BookingId,
     /// Where it was placed.
     pub slot: WorkerSlot,
-    /// Prompt tokens that the worker must compute.
+    /// Prompt tokens that the worker must compute; 0 if they are not tracked.
     pub prefill_tokens: u32,
     /// When it was placed or last refreshed, in milliseconds of the host's
     /// monotonic clock.
     pub at_ms: u64,
-    /// Sequence hashes of the prompt's complete blocks, in prompt order.
+    /// Sequence hashes of the prompt's complete blocks, in prompt order; none if
+    /// they are not tracked.
     pub blocks: Vec<SequenceHash>,
-    /// Blocks that the worker holds for this request alone: those of a prompt
-    /// that another worker computes for it.
+    /// Blocks that the worker holds for this request alone, behind those: of a
+    /// prompt that another worker computes for it, or if nothing is to be shared.
     pub unshared_blocks: u32,
+    /// How many tokens the answer is expected to have, at least 1; 0 if that is
+    /// not known.
+    pub expected_output_tokens: u32,
+}
+
+impl Booking {
+    /// A booking without any load but the request itself.
+    ///
+    /// - `at_ms`: of the host's monotonic clock.
+    #[must_use]
+    pub fn new(id: BookingId, slot: WorkerSlot, at_ms: u64) -> Self {
+        Self {
+            id,
+            slot,
+            prefill_tokens: 0,
+            at_ms,
+            blocks: Vec::new(),
+            unshared_blocks: 0,
+            expected_output_tokens: 0,
+        }
+    }
+
+    /// What blocks count when so much is answered; `None` if no length is expected.
+    fn weight(&self, answered_tokens: u32) -> Option<f64> {
+        if self.expected_output_tokens == 0 {
+            return None;
+        }
+        let share = f64::from(answered_tokens) / f64::from(self.expected_output_tokens);
+        Some((1.0 - share).max(0.0))
+    }
 }
 
 #[derive(Debug, Default)]
 struct SlotLoad {
     prefill_tokens: u64,
     requests: u64,
-    unshared_blocks: u64,
-    /// How many bookings hold each block.
-    blocks: HashMap<SequenceHash, u32, FixedState>,
+    blocks: Blocks,
 }
 
 #[derive(Debug)]
 struct Placed {
     booking: Booking,
     prefill_done: bool,
+    chain: Chain,
 }
 
 /// A worker's load, as `score` wants it.
@@ -70,7 +111,7 @@ struct Placed {
 pub struct WorkerLoad {
     /// Booked prompt tokens whose prefill is not done.
     pub prefill_tokens: u64,
-    /// Unique prompt blocks of the bookings, and their unshared ones.
+    /// Blocks of the bookings, each by its weight, rounded.
     pub active_blocks: u64,
     /// Bookings.
     pub requests: u64,
@@ -81,7 +122,10 @@ pub struct WorkerLoad {
 pub struct Loads {
     placed: HashMap<BookingId, Placed, FixedState>,
     slots: HashMap<WorkerSlot, SlotLoad, FixedState>,
+    /// Hashes of all bookings.
+    hashes: usize,
     refused: u64,
+    crowded: u64,
     expired: u64,
 }
 
@@ -93,20 +137,25 @@ impl Loads {
     }
 
     /// Adds a booking. One whose name is taken, or beyond [`BOOKINGS_MAX`],
-    /// changes nothing and is counted as refused.
-    pub fn add(&mut self, booking: Booking) {
+    /// changes nothing and is counted as refused. The blocks of one beyond
+    /// [`BOOKED_BLOCKS_MAX`] are not shared with others.
+    pub fn add(&mut self, mut booking: Booking) {
         if self.placed.len() >= BOOKINGS_MAX || self.placed.contains_key(&booking.id) {
             self.refused += 1;
             return;
         }
+        if self.hashes + booking.blocks.len() > BOOKED_BLOCKS_MAX {
+            self.crowded += 1;
+            let hidden = u32::try_from(core::mem::take(&mut booking.blocks).len());
+            booking.unshared_blocks =
+                booking.unshared_blocks.saturating_add(hidden.unwrap_or(u32::MAX));
+        }
+        self.hashes += booking.blocks.len();
         let load = self.slots.entry(booking.slot).or_default();
         load.prefill_tokens += u64::from(booking.prefill_tokens);
         load.requests += 1;
-        load.unshared_blocks += u64::from(booking.unshared_blocks);
-        for hash in &booking.blocks {
-            *load.blocks.entry(*hash).or_default() += 1;
-        }
-        self.placed.insert(booking.id, Placed { booking, prefill_done: false });
+        let chain = load.blocks.acquire(&booking.blocks, booking.unshared_blocks);
+        self.placed.insert(booking.id, Placed { booking, prefill_done: false, chain });
     }
 
     /// The worker has begun to answer: its prefill is done.
@@ -121,6 +170,18 @@ impl Loads {
         }
     }
 
+    /// The answer fills more blocks. Nothing happens if it does not.
+    ///
+    /// - `blocks`: how many it fills beyond those of the prompt, a partial one
+    ///   counted, in all.
+    /// - `tokens`: how many it has.
+    pub fn output_blocks(&mut self, id: BookingId, blocks: u32, tokens: u32) {
+        let Some(Placed { booking, chain, .. }) = self.placed.get_mut(&id) else { return };
+        if let Some(load) = self.slots.get_mut(&booking.slot) {
+            load.blocks.extend(chain, blocks, booking.weight(tokens));
+        }
+    }
+
     /// The request still runs: its expiry counts from `at_ms`.
     pub fn refresh(&mut self, id: BookingId, at_ms: u64) {
         if let Some(placed) = self.placed.get_mut(&id) {
@@ -131,19 +192,11 @@ impl Loads {
     /// The request has ended, however.
     pub fn free(&mut self, id: BookingId) {
         self.prefill_done(id);
-        let Some(Placed { booking, .. }) = self.placed.remove(&id) else { return };
+        let Some(Placed { booking, chain, .. }) = self.placed.remove(&id) else { return };
+        self.hashes = self.hashes.saturating_sub(booking.blocks.len());
         let Some(load) = self.slots.get_mut(&booking.slot) else { return };
         load.requests = load.requests.saturating_sub(1);
-        load.unshared_blocks =
-            load.unshared_blocks.saturating_sub(u64::from(booking.unshared_blocks));
-        for hash in &booking.blocks {
-            if let Some(holders) = load.blocks.get_mut(hash) {
-                *holders -= 1;
-                if *holders == 0 {
-                    load.blocks.remove(hash);
-                }
-            }
-        }
+        load.blocks.release(&chain, &booking.blocks);
         if load.requests == 0 {
             self.slots.remove(&booking.slot);
         }
@@ -187,9 +240,15 @@ impl Loads {
     pub fn of(&self, slot: WorkerSlot) -> WorkerLoad {
         self.slots.get(&slot).map_or_else(WorkerLoad::default, |load| WorkerLoad {
             prefill_tokens: load.prefill_tokens,
-            active_blocks: load.blocks.len() as u64 + load.unshared_blocks,
+            active_blocks: rounded(load.blocks.weight()),
             requests: load.requests,
         })
+    }
+
+    /// Weight of a worker's blocks, of which `active_blocks` is the rounded value.
+    #[must_use]
+    pub fn weight(&self, slot: WorkerSlot) -> f64 {
+        self.slots.get(&slot).map_or(0.0, |load| load.blocks.weight())
     }
 
     /// How many of the prompt's blocks are not active on a worker yet.
@@ -201,7 +260,7 @@ impl Loads {
     #[must_use]
     pub fn additional_blocks(&self, slot: WorkerSlot, prompt: &[SequenceHash]) -> u64 {
         let Some(load) = self.slots.get(&slot) else { return prompt.len() as u64 };
-        let active = prompt.partition_point(|hash| load.blocks.contains_key(hash));
+        let active = prompt.partition_point(|hash| load.blocks.contains(*hash));
         (prompt.len() - active) as u64
     }
 
@@ -233,6 +292,13 @@ impl Loads {
         self.refused
     }
 
+    /// Bookings that share no block because [`BOOKED_BLOCKS_MAX`] was reached,
+    /// ever.
+    #[must_use]
+    pub fn crowded(&self) -> u64 {
+        self.crowded
+    }
+
     /// Bookings that expired, ever.
     #[must_use]
     pub fn expired(&self) -> u64 {
@@ -240,154 +306,15 @@ impl Loads {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    #[cfg(target_arch = "wasm32")]
-    use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    fn booking(id: u64, slot: u16, prefill_tokens: u32, blocks: &[u64]) -> Booking {
-        Booking {
-            id: BookingId(id),
-            slot: WorkerSlot(slot),
-            prefill_tokens,
-            at_ms: id,
-            blocks: blocks.iter().map(|n| SequenceHash(*n)).collect(),
-            unshared_blocks: 0,
-        }
-    }
-
-    fn hashes(blocks: &[u64]) -> Vec<SequenceHash> {
-        blocks.iter().map(|n| SequenceHash(*n)).collect()
-    }
-
-    #[test]
-    fn a_shared_prefix_counts_once() {
-        let mut loads = Loads::new();
-        loads.add(booking(1, 0, 100, &[1, 2, 3]));
-        loads.add(booking(2, 0, 20, &[1, 2, 9]));
-        let load = WorkerLoad { prefill_tokens: 120, active_blocks: 4, requests: 2 };
-        assert_eq!(loads.of(WorkerSlot(0)), load);
-        assert_eq!(loads.additional_blocks(WorkerSlot(0), &hashes(&[1, 2, 7, 8])), 2);
-        assert_eq!(loads.additional_blocks(WorkerSlot(1), &hashes(&[1, 2, 7, 8])), 4);
-        loads.free(BookingId(1));
-        let load = WorkerLoad { prefill_tokens: 20, active_blocks: 3, requests: 1 };
-        assert_eq!(loads.of(WorkerSlot(0)), load);
-    }
-
-    #[test]
-    fn unshared_blocks_count_for_each_booking() {
-        let mut loads = Loads::new();
-        let unshared = |id| Booking { unshared_blocks: 5, ..booking(id, 0, 0, &[]) };
-        loads.add(unshared(1));
-        loads.add(unshared(2));
-        loads.add(booking(3, 0, 0, &[1]));
-        assert_eq!(loads.of(WorkerSlot(0)).active_blocks, 11);
-        assert_eq!(loads.additional_blocks(WorkerSlot(0), &hashes(&[1, 2])), 1);
-        loads.prefill_done(BookingId(1));
-        assert_eq!(loads.of(WorkerSlot(0)).active_blocks, 11);
-        loads.free(BookingId(1));
-        assert_eq!(loads.of(WorkerSlot(0)).active_blocks, 6);
-    }
-
-    #[test]
-    fn each_step_happens_once() {
-        let mut loads = Loads::new();
-        loads.add(booking(1, 0, 100, &[1]));
-        loads.add(booking(1, 0, 100, &[1]));
-        assert_eq!(loads.refused(), 1);
-        loads.add(booking(2, 0, 50, &[]));
-        for _ in 0..2 {
-            loads.prefill_done(BookingId(1));
-            assert_eq!(loads.of(WorkerSlot(0)).prefill_tokens, 50);
-        }
-        for _ in 0..2 {
-            loads.free(BookingId(1));
-            assert_eq!(loads.of(WorkerSlot(0)).requests, 1);
-        }
-        loads.prefill_done(BookingId(9));
-        loads.free(BookingId(9));
-        loads.free(BookingId(2));
-        assert_eq!(loads.of(WorkerSlot(0)), WorkerLoad::default());
-    }
-
-    #[test]
-    fn what_is_not_refreshed_expires() {
-        let mut loads = Loads::new();
-        loads.add(booking(10, 0, 1, &[1]));
-        loads.add(booking(20, 0, 1, &[2]));
-        loads.refresh(BookingId(10), 500);
-        loads.refresh(BookingId(99), 500);
-        assert_eq!(loads.expire(319, 300), 0);
-        assert_eq!(loads.expire(320, 300), 1);
-        assert_eq!((loads.bookings(), loads.expired()), (1, 1));
-        assert_eq!(loads.expire(800, 300), 1);
-        assert_eq!(loads.of(WorkerSlot(0)), WorkerLoad::default());
-    }
-
-    #[test]
-    fn a_clock_that_jumps_back_expires_nothing() {
-        let mut loads = Loads::new();
-        loads.add(booking(1_000_000, 0, 1, &[]));
-        assert_eq!(loads.expire(5, 300), 0);
-    }
-
-    #[test]
-    fn a_worker_that_is_gone_takes_its_bookings_along() {
-        let mut loads = Loads::new();
-        loads.add(booking(1, 0, 1, &[1]));
-        loads.add(booking(2, 1, 1, &[1]));
-        loads.drop_worker(WorkerSlot(0));
-        assert_eq!(loads.bookings(), 1);
-        assert_eq!(loads.of(WorkerSlot(1)).requests, 1);
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    proptest::proptest! {
-        /// Goal: whatever happens in whatever order, loads equal a recount of
-        /// the bookings that are left, and end at zero.
-        #[test]
-        fn loads_equal_a_recount(steps in proptest::collection::vec((0_u8..5, 0_u64..12, 0_u16..3, 0_u64..6), 0..200)) {
-            use std::collections::{BTreeMap, BTreeSet};
-            let mut loads = Loads::new();
-            let mut naive: BTreeMap<u64, (Booking, bool)> = BTreeMap::new();
-            for (what, id, slot, len) in steps {
-                match what {
-                    0 | 1 => {
-                        let blocks: Vec<u64> = (0..len).collect();
-                        let unshared_blocks = u32::from(what);
-                        let booking = Booking { unshared_blocks, ..booking(id, slot, 7, &blocks) };
-                        loads.add(booking.clone());
-                        naive.entry(id).or_insert((booking, false));
-                    }
-                    2 => {
-                        loads.prefill_done(BookingId(id));
-                        if let Some(entry) = naive.get_mut(&id) {
-                            entry.1 = true;
-                        }
-                    }
-                    3 => {
-                        loads.free(BookingId(id));
-                        naive.remove(&id);
-                    }
-                    _ => {
-                        loads.drop_worker(WorkerSlot(slot));
-                        naive.retain(|_, (booking, _)| booking.slot.0 != slot);
-                    }
-                }
-                for slot in 0..3 {
-                    let here = || naive.values().filter(|(b, _)| b.slot.0 == slot);
-                    let blocks: BTreeSet<u64> =
-                        here().flat_map(|(b, _)| b.blocks.iter().map(|h| h.0)).collect();
-                    let expected = WorkerLoad {
-                        prefill_tokens: here().filter(|(_, done)| !done).count() as u64 * 7,
-                        active_blocks: blocks.len() as u64
-                            + here().map(|(b, _)| u64::from(b.unshared_blocks)).sum::<u64>(),
-                        requests: here().count() as u64,
-                    };
-                    proptest::prop_assert_eq!(loads.of(WorkerSlot(slot)), expected);
-                }
-            }
-        }
-    }
+/// The nearest whole number; half a block counts as one.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rounded sum of blocks; one just below zero is zero"
+)]
+fn rounded(weight: f64) -> u64 {
+    weight.round() as u64
 }
+
+#[cfg(test)]
+mod tests;

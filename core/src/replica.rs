@@ -164,6 +164,9 @@ impl Replica {
             }
             Ok(Entry::Noted { booked, note }) => self.apply_noted(&booked, note),
             Ok(Entry::PrefillDone(id)) => self.loads.prefill_done(id),
+            Ok(Entry::OutputBlocks { id, blocks, tokens }) => {
+                self.loads.output_blocks(id, blocks, tokens);
+            }
             Ok(Entry::Refreshed(id, at_ms)) => self.loads.refresh(id, at_ms),
             Ok(Entry::Freed(id)) => {
                 self.loads.free(id);

@@ -303,14 +303,7 @@ fn a_worker_that_leaves_takes_its_bookings_along() {
     let mut replica = Replica::new(10);
     assert!(ring(&mut replica, &roster_frame(1, &[(1, 10), (2, 20)])).roster);
     for (id, slot) in [(1, 1), (2, 2)] {
-        let booking = Booking {
-            id: BookingId(id),
-            slot: WorkerSlot(slot),
-            prefill_tokens: 5,
-            at_ms: 0,
-            blocks: Vec::new(),
-            unshared_blocks: 0,
-        };
+        let booking = Booking::new(BookingId(id), WorkerSlot(slot), 0);
         replica.apply_entry(&Entry::Booked(booking).encode());
     }
     assert!(!ring(&mut replica, &roster_frame(1, &[(1, 10)])).roster, "the same frame again");

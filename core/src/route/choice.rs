@@ -146,14 +146,9 @@ impl Choice {
         prefill: BookingId,
         at_ms: u64,
     ) -> Entry<'static> {
-        let bare = |id, leg: &Leg| Booking {
-            id,
-            slot: leg.slot,
-            prefill_tokens: 0,
-            at_ms,
-            blocks: Vec::new(),
-            unshared_blocks: 0,
-        };
+        let expected_output_tokens = prepared.demands.expected_output_tokens.unwrap_or(0);
+        let bare =
+            |id, leg: &Leg| Booking { expected_output_tokens, ..Booking::new(id, leg.slot, at_ms) };
         let Tracking { blocks: tracks_blocks, shares_blocks, prefill: tracks_prefill } =
             self.tracking;
         let prefill_tokens = if tracks_prefill { self.computing().prefill_tokens } else { 0 };

@@ -283,12 +283,8 @@ fn load_outweighs_a_small_hit() {
     hold(&mut replica, &[(2, &prepared.hashes[..1])]);
     assert_eq!(choose(&mut replica, &prepared).serving.slot, WorkerSlot(2));
     let booking = Booking {
-        id: BookingId(1),
-        slot: WorkerSlot(2),
         prefill_tokens: 100 * BLOCK_SIZE,
-        at_ms: 0,
-        blocks: Vec::new(),
-        unshared_blocks: 0,
+        ..Booking::new(BookingId(1), WorkerSlot(2), 0)
     };
     replica.apply_entry(&Entry::Booked(booking).encode());
     assert_eq!(choose(&mut replica, &prepared).serving.slot, WorkerSlot(1));

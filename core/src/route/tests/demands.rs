@@ -71,14 +71,7 @@ fn book(replica: &mut Replica, id: u64, slot: u16, prefill_tokens: u32) {
 }
 
 fn bare(id: u64, slot: u16) -> Booking {
-    Booking {
-        id: BookingId(id),
-        slot: WorkerSlot(slot),
-        prefill_tokens: 0,
-        at_ms: 0,
-        blocks: Vec::new(),
-        unshared_blocks: 0,
-    }
+    Booking::new(BookingId(id), WorkerSlot(slot), 0)
 }
 
 #[test]

@@ -50,14 +50,7 @@ fn live(workers: Vec<RosterWorker>) -> Replica {
 }
 
 fn book(replica: &mut Replica, id: u64, slot: u16, unshared_blocks: u32) {
-    let booking = Booking {
-        id: BookingId(id),
-        slot: WorkerSlot(slot),
-        prefill_tokens: 0,
-        at_ms: 0,
-        blocks: Vec::new(),
-        unshared_blocks,
-    };
+    let booking = Booking { unshared_blocks, ..Booking::new(BookingId(id), WorkerSlot(slot), 0) };
     replica.apply_entry(&Entry::Booked(booking).encode());
 }
 
@@ -251,12 +244,9 @@ fn a_booking_of_one_leg_is_as_ever() {
     let choice = choose(&mut replica, &prompt());
     let entry = choice.booked(&prompt(), BookingId(1), BookingId(2), 5);
     let expected = Booking {
-        id: BookingId(1),
-        slot: WorkerSlot(1),
         prefill_tokens: 34,
-        at_ms: 5,
         blocks: prompt().hashes,
-        unshared_blocks: 0,
+        ..Booking::new(BookingId(1), WorkerSlot(1), 5)
     };
     assert_eq!(entry, Entry::Booked(expected));
 }

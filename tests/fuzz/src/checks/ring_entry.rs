@@ -9,18 +9,18 @@ use warmpath_core::replica::Replica;
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     let booking = Booking {
-        id: BookingId(1 << 40),
-        slot: WorkerSlot(3),
         prefill_tokens: 77,
-        at_ms: 5,
         blocks: (0..4).map(SequenceHash).collect(),
-        unshared_blocks: 0,
+        unshared_blocks: 2,
+        expected_output_tokens: 200,
+        ..Booking::new(BookingId(9), WorkerSlot(3), 5)
     };
     [
         Entry::Feed(b"frame"),
         Entry::Booked(booking.clone()),
         Entry::BookedPair { serving: booking.clone(), prefill: booking },
         Entry::PrefillDone(BookingId(9)),
+        Entry::OutputBlocks { id: BookingId(9), blocks: 2, tokens: 18 },
         Entry::Refreshed(BookingId(9), 10),
         Entry::Freed(BookingId(9)),
     ]
