@@ -2,7 +2,8 @@
 //!
 //! Response side of the request path. The first bytes of a response mean that
 //! prefill is over; its `usage` object says how many prompt tokens the engine
-//! found in its cache, which is compared with what was predicted.
+//! found in its cache, which is compared with what was predicted. Of a stream it is
+//! also known, more or less, how many tokens have come out.
 //!
 //! # Terms
 //!
@@ -21,12 +22,14 @@
 use crate::json::{JsonKind, Member, RawJson, Scanner};
 use crate::limits::{RESPONSE_TAIL_BYTES_MAX, USAGE_KEYS_MAX};
 
+mod output;
+
 /// The token counts of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// `prompt_tokens`
     pub prompt_tokens: Option<u64>,
-    /// `completion_tokens`
+    /// `completion_tokens`, or `output_tokens` as other APIs have it.
     pub completion_tokens: Option<u64>,
     /// `prompt_tokens_details.cached_tokens`: prompt tokens that were in the
     /// engine's cache.
@@ -51,6 +54,9 @@ pub struct ResponseReader {
     /// Whether bytes were dropped from the front of `tail`.
     cut: bool,
     events: u64,
+    /// Tokens that have come out, and how many of them were taken.
+    output: u64,
+    taken: u64,
     usage: Option<Usage>,
 }
 
@@ -70,6 +76,8 @@ impl ResponseReader {
             tail: Vec::new(),
             cut: false,
             events: 0,
+            output: 0,
+            taken: 0,
             usage: None,
         }
     }
@@ -109,6 +117,17 @@ impl ResponseReader {
     #[must_use]
     pub fn events(&self) -> u64 {
         self.events
+    }
+
+    /// Output tokens of a stream that have come since the last call: by the
+    /// engine's count where it says one as it goes, else an estimate of one for
+    /// each event with text, set right when the engine counts. Zero for a plain
+    /// response, whose tokens come all at once.
+    pub fn take_new_tokens(&mut self) -> u64 {
+        // What was taken in excess of the engine's count is not taken again.
+        let new = self.output.saturating_sub(self.taken);
+        self.taken += new;
+        new
     }
 
     /// Whether the kept end reached [`RESPONSE_TAIL_BYTES_MAX`].
@@ -158,7 +177,12 @@ impl ResponseReader {
         };
         if data.trim_ascii() != b"[DONE]" {
             self.events = self.events.saturating_add(1);
-            self.usage = last_usage(data).or(self.usage);
+            let usage = last_usage(data);
+            self.output = match usage.and_then(|usage| usage.completion_tokens) {
+                Some(counted) => counted,
+                None => self.output.saturating_add(output::tokens_in(data)),
+            };
+            self.usage = usage.or(self.usage);
         }
     }
 
@@ -225,7 +249,9 @@ impl Usage {
     fn member(&mut self, member: &Member<'_>) {
         match member.key.name().as_deref() {
             Some("prompt_tokens") => self.prompt_tokens = member.value.unsigned(),
-            Some("completion_tokens") => self.completion_tokens = member.value.unsigned(),
+            Some("completion_tokens" | "output_tokens") => {
+                self.completion_tokens = member.value.unsigned()
+            }
             Some("prompt_tokens_details") => {
                 let cached = member.value.member("cached_tokens");
                 self.cached_tokens = cached.and_then(RawJson::unsigned);

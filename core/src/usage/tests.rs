@@ -48,6 +48,122 @@ fn chunk_borders_make_no_difference() {
     }
 }
 
+/// Tokens of a stream, asked for after each chunk, and the largest step.
+fn tokens<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    let mut reader = ResponseReader::new();
+    let mut sum = 0;
+    for chunk in chunks {
+        reader.feed(chunk);
+        sum += reader.take_new_tokens();
+        assert_eq!(reader.take_new_tokens(), 0, "taken twice");
+    }
+    sum
+}
+
+fn stream(events: &[&str]) -> String {
+    events.iter().map(|event| format!("event: x\ndata: {event}\n\n")).collect()
+}
+
+/// Goal: each API's streams count about as many tokens as they bring.
+/// Method: events as the engines send them, with the text that each adds.
+#[test]
+fn events_with_text_are_tokens() {
+    for (name, events, expected) in [
+        (
+            "chat",
+            &[
+                r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}],"usage":null}"#,
+                r#"{"choices":[{"index":0,"delta":{"content":"a"},"logprobs":{"content":[{"token":"a"}]}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"content" : "\"content\":\"x\""},"finish_reason":null}]}"#,
+                r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
+            ] as &[&str],
+            2,
+        ),
+        (
+            "two choices in one event",
+            &[
+                r#"{"choices":[{"index":0,"delta":{"content":"a"}},{"index":1,"delta":{"content":":"}}]}"#,
+            ],
+            2,
+        ),
+        (
+            "reasoning under two names",
+            &[
+                r#"{"choices":[{"delta":{"reasoning":"a","reasoning_content":"a","content":null}}]}"#,
+                r#"{"choices":[{"delta":{"reasoning_content":"b","content":""}}]}"#,
+            ],
+            2,
+        ),
+        (
+            "tool calls",
+            &[
+                r#"{"choices":[{"delta":{"tool_calls":[{"id":"1","function":{"name":"f","arguments":""}}]}}]}"#,
+                r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{\"text\":"}}]}}]}"#,
+                r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\"a\"}"}}]}}]}"#,
+            ],
+            2,
+        ),
+        (
+            "completion",
+            &[
+                r#"{"choices":[{"index":0,"text":"a","logprobs":null}]}"#,
+                r#"{"choices":[{"index":0,"text":"","finish_reason":"length"}]}"#,
+            ],
+            1,
+        ),
+        (
+            "responses",
+            &[
+                r#"{"type":"response.created","response":{"output":[],"instructions":"do"}}"#,
+                r#"{"type":"response.content_part.added","part":{"type":"output_text","text":""}}"#,
+                r#"{"type":"response.output_text.delta","item_id":"m","delta":"a"}"#,
+                r#"{"type":"response.function_call_arguments.delta","delta":"{"}"#,
+                r#"{"type":"response.output_text.done","text":"a"}"#,
+                r#"{"type":"response.content_part.done","part":{"type":"output_text","text":"a"}}"#,
+            ],
+            2,
+        ),
+        (
+            "messages",
+            &[
+                r#"{"type":"content_block_start","content_block":{"type":"text","text":""}}"#,
+                r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}"#,
+                r#"{"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"{"}}"#,
+                r#"{"type":"content_block_delta","delta":{"type":"thinking_delta","thinking":"hm"}}"#,
+                r#"{"type":"content_block_stop","index":0}"#,
+            ],
+            3,
+        ),
+        ("no events", &["[DONE]", "", "{}", r#""content""#, r#"{"content":1}"#], 0),
+    ] {
+        let stream = stream(events);
+        for size in [1, 7, stream.len()] {
+            assert_eq!(tokens(stream.as_bytes().chunks(size)), expected, "{name}, {size}");
+        }
+    }
+}
+
+#[test]
+fn the_engine_s_own_count_comes_first() {
+    let said = |text: &str, tokens: u64| {
+        format!(
+            r#"{{"choices":[{{"delta":{{"content":"{text}"}}}}],"usage":{{"completion_tokens":{tokens}}}}}"#
+        )
+    };
+    let silent = r#"{"choices":[{"delta":{"content":"a"}}]}"#;
+    // Counted as it goes: several tokens in an event are seen.
+    let continuous = [said("a", 1), said("b c d", 4), said("", 4), said("e", 5)];
+    let continuous: Vec<&str> = continuous.iter().map(String::as_str).collect();
+    assert_eq!(tokens(stream(&continuous).as_bytes().chunks(50)), 5);
+    // Counted at the end: more than events, then fewer.
+    let at_end = |tokens| stream(&[silent, silent, silent, &said("", tokens)]);
+    assert_eq!(tokens(at_end(9).as_bytes().chunks(50)), 9);
+    assert_eq!(tokens(at_end(2).as_bytes().chunks(50)), 3, "what was taken stays taken");
+    let other = r#"{"type":"message_delta","usage":{"output_tokens":7}}"#;
+    assert_eq!(tokens([stream(&[silent, other]).as_bytes()]), 7);
+    assert_eq!(tokens([PLAIN.as_bytes()]), 0, "a plain response is no stream");
+}
+
 #[test]
 fn the_first_chunk_that_is_not_empty_is_reported_once() {
     let mut reader = ResponseReader::new();
@@ -129,6 +245,22 @@ mod properties {
         ) {
             let bytes = bytes.concat();
             prop_assert_eq!(read(bytes.chunks(size)), read([bytes.as_slice()]));
+        }
+
+        /// However a stream is cut, and whatever is in it, its tokens are the same
+        /// but for those that were taken before the engine counted fewer.
+        #[test]
+        fn tokens_are_counted_alike_however_cut(
+            bytes in prop::collection::vec(
+                prop::sample::select(vec![
+                    &b"data:"[..], b"\n", b" ", b"\"content\"", b"\"text\"", b"\"type\"", b":",
+                    b"\"", b"\"response.x\"", b"\"delta\"", b"\\", b"a", b"\xff", b",",
+                ]), 0..60,
+            ),
+            size in 1_usize..9,
+        ) {
+            let bytes = bytes.concat();
+            prop_assert_eq!(tokens(bytes.chunks(size)), tokens([bytes.as_slice()]));
         }
     }
 }
