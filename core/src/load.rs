@@ -27,6 +27,7 @@
 //! 3. Freeing, or marking, a booking that is not there changes nothing: entries
 //!    may arrive after an expiry, and after a late start.
 
+mod answer;
 mod blocks;
 
 use foldhash::fast::FixedState;
@@ -35,6 +36,7 @@ use hashbrown::HashMap;
 use crate::ids::{SequenceHash, WorkerSlot};
 use crate::limits::{BOOKED_BLOCKS_MAX, BOOKINGS_MAX};
 
+pub use answer::Answer;
 use blocks::{Blocks, Chain};
 
 /// Name of a booking, unique within a gateway process: the VM in the upper

@@ -413,7 +413,7 @@ impl Stream {
 
     /// A chunk of the response is here.
     pub fn on_response_body(&mut self, len: usize, is_end: bool) {
-        let Some(placed) = &self.placed else { return };
+        let Some(placed) = &mut self.placed else { return };
         if len > 0 {
             if !core::mem::replace(&mut self.response_began, true) {
                 vm::with(|vm| vm.response_began(placed));
@@ -422,6 +422,10 @@ impl Stream {
                 (&mut self.response, host::buffer(Buffer::ResponseBody, 0, len))
             {
                 response.feed(&chunk);
+                let tokens = response.take_new_tokens();
+                if tokens > 0 {
+                    vm::with(|vm| vm.answered(placed, tokens));
+                }
             }
         }
         if is_end {

@@ -5,10 +5,12 @@
 //! is applied, and the decision made again. So two worker threads never pick on
 //! the same stale load.
 
-use warmpath_core::load::BookingId;
+use warmpath_core::entry::Entry;
+use warmpath_core::load::{Answer, BookingId};
 use warmpath_core::reason::Reason;
 use warmpath_core::ring::Append;
 use warmpath_core::route::{Choice, Prepared, Unplaced, select};
+use warmpath_core::settings::Settings;
 
 use crate::host;
 use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_ENTRIES_MAX, REQUEST_RING_NS};
@@ -23,6 +25,8 @@ pub(crate) struct Placed {
     /// To be freed when the response begins, if there is a prefill leg.
     pub(crate) prefill: Option<BookingId>,
     pub(crate) choice: Choice,
+    /// What the answer fills, if that is booked.
+    answer: Option<Answer>,
 }
 
 impl Vm {
@@ -49,7 +53,8 @@ impl Vm {
                 Ok(Append::Done) => {
                     self.position += 1;
                     self.replica.apply_entry(&entry);
-                    return Ok(self.placed(serving, prefill, choice, now_ms));
+                    let answer = answer(prepared, &settings);
+                    return Ok(self.placed([serving, prefill], choice, answer, now_ms));
                 }
                 Ok(Append::Moved) => self.metrics.add(Counter::BookingConflicts, 1),
                 Err(_) => {
@@ -64,14 +69,14 @@ impl Vm {
         let entry = choice.entry(prepared, &settings, [serving, prefill], now_ms);
         self.append(&entry);
         self.metrics.add(Counter::BookingUnordered, 1);
-        Ok(self.placed(serving, prefill, choice, now_ms))
+        Ok(self.placed([serving, prefill], choice, answer(prepared, &settings), now_ms))
     }
 
     fn placed(
         &mut self,
-        serving: BookingId,
-        prefill: BookingId,
+        [serving, prefill]: [BookingId; 2],
         mut choice: Choice,
+        answer: Option<Answer>,
         now_ms: u64,
     ) -> Placed {
         let prefill = choice.prefill.is_some().then_some(prefill);
@@ -85,7 +90,16 @@ impl Vm {
         if is_stale && matches!(choice.reason, Reason::Kv | Reason::Batch | Reason::Resyncing) {
             choice.reason = Reason::StaleFeed;
         }
-        Placed { serving, prefill, choice }
+        Placed { serving, prefill, choice, answer }
+    }
+
+    /// More tokens of the answer have come.
+    pub(crate) fn answered(&mut self, placed: &mut Placed, tokens: u64) {
+        let grown = placed.answer.as_mut().and_then(|answer| answer.grow(tokens));
+        if let Some((blocks, tokens)) = grown {
+            let id = placed.serving;
+            self.append(&Entry::OutputBlocks { id, blocks, tokens }.encode());
+        }
     }
 
     /// The response has begun: the prompt is computed.
@@ -102,4 +116,10 @@ impl Vm {
             self.free(booking);
         }
     }
+}
+
+/// What is kept of the answer if its blocks are booked.
+fn answer(prepared: &Prepared, settings: &Settings) -> Option<Answer> {
+    let tracks = settings.router_track_active_blocks && settings.router_track_output_blocks;
+    tracks.then(|| Answer::new(prepared.prompt_tokens, prepared.block_size))
 }
