@@ -12,6 +12,7 @@
 
 pub mod discovery;
 pub mod fields;
+pub mod router;
 pub mod workers;
 
 use std::collections::HashSet;
@@ -24,6 +25,7 @@ use warmpath_core::limits::{CARD_ALIASES_MAX, CARD_MODELS_MAX, CARD_NAME_BYTES_M
 
 use discovery::{DiscoveryConfig, DiscoveryEnv, EventPlane};
 use fields::{Mistakes, Report, Section};
+use router::{RouterConfig, RouterEnv};
 use workers::WorkerList;
 
 use crate::limits::{LOG_BYTES_DEFAULT, SYNC_DEADLINE_DEFAULT};
@@ -107,6 +109,8 @@ pub struct Config {
     pub event_plane: EventPlane,
     /// Where Dynamo's workers answer when they are asked for their history.
     pub recovery: RecoveryConfig,
+    /// How workers are chosen and booked, in every gateway.
+    pub router: RouterConfig,
 }
 
 /// Where Dynamo's workers answer when they are asked for their history: they
@@ -135,6 +139,8 @@ pub struct Overrides {
     pub block_size: Option<String>,
     /// What the environment says of discovery if the file does not.
     pub discovery: DiscoveryEnv,
+    /// What the environment says of routing if the file does not.
+    pub router: RouterEnv,
 }
 
 impl Config {
@@ -193,6 +199,7 @@ impl Config {
         let recovery_listen = listen(&mut section, None, default);
         let recovery_advertise = section.text("advertise");
         section.end();
+        let router = RouterConfig::read(root.section("router"), &overrides.router, &report);
         if models.is_empty() && !matches!(workers, WorkerSource::Discovery(_)) {
             report.add("models", "is missing: at least one model");
         }
@@ -211,6 +218,7 @@ impl Config {
             cache_directory: cache_directory.or_else(|| overrides.cache_directory.clone()),
             event_plane,
             recovery: RecoveryConfig { listen: recovery_listen, advertise: recovery_advertise },
+            router,
         });
         report.finish(config)?.ok_or_else(|| Mistakes::one("", "no address to listen on"))
     }

@@ -11,12 +11,14 @@
 //! - *incarnation*: one life of a rank. What was learnt of one says nothing of
 //!   the next, even at the same address under the same id.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use warmpath_core::ids::WorkerId;
 
 use crate::adapter::Engine;
 use crate::config::CompletionEngine;
+use crate::config::router::card::CardRouter;
 use crate::state::RankSpec;
 
 /// All models and workers.
@@ -31,6 +33,8 @@ pub struct Fleet {
     pub adapters: Vec<AdapterSpec>,
     /// Where workers say how busy they are.
     pub load_streams: Vec<LoadStream>,
+    /// Settings that the workers of a model bring, by its index in `models`.
+    pub settings: BTreeMap<u16, CardRouter>,
     /// What could not be used.
     pub problems: Vec<Problem>,
 }

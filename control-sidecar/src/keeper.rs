@@ -26,8 +26,10 @@ use warmpath_core::frame::Kind;
 use warmpath_core::ids::{SequenceHash, Worker, WorkerSlot};
 use warmpath_core::limits::FRAME_BODY_BYTES_MAX;
 use warmpath_core::roster::Parity;
+use warmpath_core::settings::{RouterSettings, Settings};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::config::router::RouterConfig;
 use crate::discovery::ListEvent;
 use crate::fleet::{Fleet, ListedRank, Problem, RankLoad};
 use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
@@ -104,6 +106,10 @@ pub struct Report {
     pub ranks: Vec<RankReport>,
     /// The models, by number.
     pub cards: Arc<Cards>,
+    /// The settings, of all models.
+    pub settings: RouterSettings,
+    /// The router's own, and where they come from.
+    pub router: Arc<RouterConfig>,
     /// Models that are not ready, each with a word that says why.
     pub models_unready: Vec<(String, &'static str)>,
     /// What discovery could not use.
@@ -154,6 +160,11 @@ pub struct Keeper {
     loading: BTreeMap<u16, AbortHandle>,
     cards: Arc<Cards>,
     cards_changed: bool,
+    router: Arc<RouterConfig>,
+    /// Settings that workers bring, by their model's number.
+    own_settings: BTreeMap<u16, Settings>,
+    /// What filters were told last.
+    settings_told: Option<RouterSettings>,
     problems: Vec<Problem>,
     /// How busy each listed rank is.
     loads: BTreeMap<Worker, RankLoad>,
@@ -195,6 +206,9 @@ impl Keeper {
             loading: BTreeMap::new(),
             cards: Arc::default(),
             cards_changed: false,
+            router: Arc::default(),
+            own_settings: BTreeMap::new(),
+            settings_told: None,
             problems: Vec::new(),
             loads: BTreeMap::new(),
             load_streams: Loads::default(),
@@ -206,6 +220,12 @@ impl Keeper {
             flush_at: None,
             roster_at: None,
         }
+    }
+
+    /// With settings other than the default.
+    #[must_use]
+    pub fn with_router(self, router: RouterConfig) -> Self {
+        Self { router: Arc::new(router), ..self }
     }
 
     /// Where updates go in; for sources, and for tests in their place.
@@ -311,12 +331,18 @@ impl Keeper {
         self.counted = counts;
     }
 
-    /// Writes the roster, behind the cards that it refers to.
+    /// Writes the roster, behind the cards that it refers to and the settings by
+    /// which its workers are chosen.
     fn publish_roster(&mut self) {
         self.roster_at = None;
         self.has_published = true;
         if core::mem::take(&mut self.cards_changed) {
             self.append(Kind::Card, &self.cards.encode());
+        }
+        let settings = self.router.with(&self.own_settings);
+        if self.settings_told.as_ref() != Some(&settings) {
+            self.append(Kind::Settings, &settings.encode());
+            self.settings_told = Some(settings);
         }
         self.state.take_roster_changed();
         let (roster, left_out) = self.state.roster();
@@ -335,6 +361,7 @@ impl Keeper {
         let name = match kind {
             Kind::Delta => "delta",
             Kind::Roster => "roster",
+            Kind::Settings => "settings",
             _ => "card",
         };
         self.metrics.frame_written(name, bytes, sequence);
@@ -530,6 +557,17 @@ impl Keeper {
         {
             fleet.problems.push(Problem { of: model.name.clone(), reason: "too_many_models" });
         }
+        self.own_settings.clear();
+        for (model, card) in &fleet.settings {
+            let Some(number) = number_of(*model) else { continue };
+            if let Ok(settings) = self.router.of_card(card) {
+                self.own_settings.insert(number, settings);
+            } else {
+                let name = self.catalog.spec(number).map(|spec| spec.name.clone());
+                let of = name.unwrap_or_default();
+                fleet.problems.push(Problem { of, reason: "router_config" });
+            }
+        }
         fleet.ranks.retain_mut(|rank| {
             let number = number_of(rank.spec.model);
             rank.spec.model = number.unwrap_or(rank.spec.model);
@@ -595,6 +633,8 @@ impl Keeper {
         Report {
             ranks,
             cards: Arc::clone(&self.cards),
+            settings: self.router.with(&self.own_settings),
+            router: Arc::clone(&self.router),
             models_unready: self
                 .catalog
                 .unready()

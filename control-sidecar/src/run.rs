@@ -13,10 +13,11 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::discovery::{DiscoveryEnv, EventPlane};
+use crate::config::router::RouterEnv;
 use crate::config::workers::WorkerList;
 use crate::config::{Config, LogFormat, Overrides, RecoveryConfig, WorkerSource};
 use crate::discovery::{self, read_bounded};
@@ -89,6 +90,9 @@ async fn main(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     start_log(config.log);
+    for warning in &config.router.warnings {
+        warn!("{warning}");
+    }
     let sidecar = Sidecar::start(config).await?;
     stop_signal().await?;
     info!("stopping");
@@ -104,6 +108,16 @@ async fn main(arguments: &Arguments) -> Result<(), Failure> {
 async fn read_config(arguments: &Arguments) -> Result<Config, Failure> {
     let path = &arguments.config;
     let text = read_bounded(path).await.map_err(|error| format!("{}: {error}", path.display()))?;
+    let directory = path.parent().unwrap_or(path);
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        // One that is not text is read as one that is wrong.
+        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+    });
+    let mut router = RouterEnv::of(variables);
+    if let Some(policy) = router.policy_path(&text, directory) {
+        let read = read_bounded(&policy).await;
+        router.set_policy(policy, read);
+    }
     let overrides = Overrides {
         feed_listen: arguments.feed_listen.clone(),
         status_listen: arguments.status_listen.clone(),
@@ -111,8 +125,8 @@ async fn read_config(arguments: &Arguments) -> Result<Config, Failure> {
         block_size: arguments.block_size.clone(),
         cache_directory: default_cache(),
         discovery: DiscoveryEnv::from_env(|name| std::env::var(name).ok()),
+        router,
     };
-    let directory = path.parent().unwrap_or(path);
     Config::parse(&text, directory, &overrides).map_err(|mistakes| {
         let lines: Vec<String> =
             mistakes.0.iter().map(|mistake| format!("\n  {mistake}")).collect();
@@ -205,7 +219,8 @@ impl Sidecar {
             loader,
             config.sync_deadline,
             UPDATES_QUEUED_MAX,
-        );
+        )
+        .with_router(config.router);
         tasks.spawn(keeper.run(Inputs {
             lists: list_queue,
             attempts: attempt_queue,

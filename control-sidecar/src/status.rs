@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use warmpath_core::card::{Blind, ModelCard};
 use warmpath_core::roster::{Parity, Role};
+use warmpath_core::settings::{Draft, FIELDS, SelectionPolicy, Settings, Value as Given};
 
 use crate::fleet::RankLoad;
 use crate::keeper::{Question, RankReport, Report};
@@ -91,8 +92,61 @@ async fn state(Extract(shared): Extract<Arc<Shared>>) -> Response {
         "workers": workers,
         "models": models,
         "problems": problems,
+        "router": settings(&report),
     }))
     .into_response()
+}
+
+/// The settings in force, where those come from that were set, and what
+/// differs for models whose workers bring their own.
+fn settings(report: &Report) -> Value {
+    let own = &report.settings.default;
+    let of_models = report.settings.of_models.iter().map(|(number, settings)| {
+        let card = report.cards.models.get(usize::from(*number));
+        let name = card.map_or_else(|| number.to_string(), |card| card.name.clone());
+        let fields = settings_fields(settings).into_iter();
+        let own = settings_fields(own);
+        let differing = fields.filter(|(field, value)| own.get(field) != Some(value));
+        (name, Value::Object(differing.collect()))
+    });
+    json!({
+        "settings": settings_fields(own),
+        "from": report.router.origins,
+        "of_models": of_models.collect::<serde_json::Map<_, _>>(),
+        "warnings": report.router.warnings,
+    })
+}
+
+fn settings_fields(settings: &Settings) -> serde_json::Map<String, Value> {
+    let draft = Draft::of(*settings);
+    let mut fields: serde_json::Map<String, Value> = FIELDS
+        .iter()
+        .map(|field| {
+            let value = match draft.get(field) {
+                Given::Off => Value::Null,
+                Given::Flag(flag) => flag.into(),
+                Given::Number(number) => number.into(),
+                Given::Word(word) => word.into(),
+            };
+            (field.name.to_owned(), value)
+        })
+        .collect();
+    let policies = [
+        ("worker_selection_thresholds", Some(settings.selection_policy)),
+        ("router_prefill_thresholds", settings.prefill_policy),
+        ("router_decode_thresholds", settings.decode_policy),
+    ];
+    for (name, policy) in policies {
+        if let Some(SelectionPolicy::TwoTier(tiers)) = policy {
+            let thresholds = json!({
+                "cache_threshold": tiers.cache_threshold,
+                "balance_abs_threshold": tiers.balance_abs_threshold,
+                "balance_rel_threshold": tiers.balance_rel_threshold,
+            });
+            fields.insert(name.to_owned(), thresholds);
+        }
+    }
+    fields
 }
 
 fn model(card: &ModelCard, report: &Report) -> Value {

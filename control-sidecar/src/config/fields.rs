@@ -2,6 +2,7 @@
 
 use core::fmt;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
@@ -187,6 +188,16 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Takes a field that is a number, a fraction perhaps.
+    pub fn fraction(&mut self, name: &str) -> Option<f64> {
+        let value = self.take(name)?;
+        let number = value.as_f64().filter(|number| number.is_finite() && *number >= 0.0);
+        if number.is_none() {
+            self.mistake(name, format!("must be a number of at least 0, is {}", kind(&value)));
+        }
+        number
+    }
+
     /// Takes a field that is true or false.
     pub fn flag(&mut self, name: &str) -> Option<bool> {
         let value = self.take(name)?;
@@ -206,6 +217,12 @@ impl<'a> Section<'a> {
             self.mistake(name, format!("must be one of {}, is {text:?}", known.join(", ")));
         }
         found
+    }
+
+    /// The fields that nobody took, with those that are nil.
+    #[must_use]
+    pub fn into_fields(self) -> BTreeMap<String, Value> {
+        self.fields.into_iter().collect()
     }
 
     /// Notes every field that nobody took.

@@ -166,6 +166,7 @@ fn environment_and_flags_win() {
         block_size: Some("64".into()),
         cache_directory: Some("/var/cache/warmpath".into()),
         discovery: DiscoveryEnv::default(),
+        router: RouterEnv::default(),
     };
     let config = Config::parse(GOOD, Path::new(""), &overrides).unwrap();
     assert_eq!((config.feed_listen.port(), config.status_listen.port()), (1, 2));

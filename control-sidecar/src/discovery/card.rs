@@ -6,6 +6,7 @@ use warmpath_core::limits::{
 };
 
 use super::record::{name, number, text};
+use crate::config::router::card::{CardRouter, Refused};
 use crate::fleet::Artifact;
 use crate::limits::{CARD_EXTRA_FILES_MAX, CARD_NEEDS_MAX};
 
@@ -99,6 +100,8 @@ pub struct Card {
     pub tokenizer: CardTokenizer,
     /// Its files, in the order of their names.
     pub artifacts: Vec<Artifact>,
+    /// Settings of its own, or why they do not count; `None` without any.
+    pub router: Option<Result<CardRouter, Refused>>,
 }
 
 impl Card {
@@ -136,6 +139,7 @@ impl Card {
             lora: name(card, "/lora/name"),
             tokenizer: tokenizer(card, &artifacts),
             artifacts,
+            router: CardRouter::read(card),
         })
     }
 }

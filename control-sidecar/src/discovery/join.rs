@@ -121,7 +121,7 @@ pub fn join(listing: &Listing, rules: &Rules) -> Fleet {
     }
     fleet.adapters = models::adapters(&units, &listed, &mut problems);
     fleet.load_streams = publishers.load_streams(&listed, rules, &mut problems);
-    fleet.models = models.into_specs();
+    (fleet.models, fleet.settings) = models.into_parts();
     fleet.problems = problems.into_vec();
     fleet
 }

@@ -1,8 +1,8 @@
 //! Follow: the log to the filter VM that keeps it for its gateway.
 //!
-//! Cards and roster first, then the log from where the filter is, blobs on
+//! Cards, settings and roster first, then the log from where the filter is, blobs on
 //! demand. While the sidecar's own index is not whole yet, a filter of another
-//! epoch gets cards and rosters only: it keeps the index it has.
+//! epoch gets these only: it keeps the index it has.
 
 use std::collections::VecDeque;
 
@@ -77,7 +77,7 @@ struct Follower<'a> {
     /// The last log frame sent, or that the filter had; `None` while the
     /// filter's index is of another log.
     position: Option<u64>,
-    /// Card and roster frames as last sent while there is no position.
+    /// Card, settings and roster frames as last sent while there is no position.
     latest: Vec<Bytes>,
     credit: u64,
     fetches: VecDeque<Fetch>,
@@ -153,7 +153,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Sends the latest card and roster frame unless they were sent already.
+    /// Sends the latest card, settings and roster frame unless they were sent already.
     async fn send_latest(&mut self) -> Result<(), End> {
         let latest = self.shared.log.latest();
         for frame in &latest {

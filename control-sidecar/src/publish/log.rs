@@ -41,6 +41,7 @@ struct Frames {
     bytes: usize,
     last: u64,
     card: Option<Bytes>,
+    settings: Option<Bytes>,
     roster: Option<Bytes>,
 }
 
@@ -69,6 +70,7 @@ impl FeedLog {
         let bytes = Bytes::from(frame.encode());
         match kind {
             Kind::Card => frames.card = Some(bytes.clone()),
+            Kind::Settings => frames.settings = Some(bytes.clone()),
             Kind::Roster => frames.roster = Some(bytes.clone()),
             _ => {}
         }
@@ -101,11 +103,11 @@ impl FeedLog {
         self.progress.subscribe()
     }
 
-    /// The latest card and roster frame, with the numbers they had.
+    /// The latest card, settings and roster frame, with the numbers they had.
     #[must_use]
     pub fn latest(&self) -> Vec<Bytes> {
         let frames = self.lock();
-        frames.card.iter().chain(&frames.roster).cloned().collect()
+        [&frames.card, &frames.settings, &frames.roster].into_iter().flatten().cloned().collect()
     }
 
     /// The frames behind a position, oldest first, at most
@@ -164,15 +166,16 @@ mod tests {
     }
 
     #[test]
-    fn cards_and_rosters_are_kept_even_if_their_frames_are_not() {
+    fn the_state_is_kept_even_if_its_frames_are_not() {
         let log = FeedLog::new(7, 200);
         log.append(Kind::Card, b"card");
         log.append(Kind::Roster, b"roster");
+        log.append(Kind::Settings, b"settings");
         log.append(Kind::Roster, b"other");
         for _ in 0..10 {
             log.append(Kind::Delta, &[0; 60]);
         }
-        assert_eq!(sequences(&log.latest()), [1, 3]);
+        assert_eq!(sequences(&log.latest()), [1, 3, 4]);
         assert_eq!(log.behind(1), Err(Lost));
     }
 

@@ -7,11 +7,12 @@ use warmpath_core::card::{BlobId, Cards};
 use warmpath_core::frame::Kind;
 use warmpath_core::limits::{BLOB_PART_BYTES_MAX, DELTA_OPERATIONS_MAX};
 use warmpath_core::roster::{Parity, Roster};
+use warmpath_core::settings::RouterSettings;
 use warmpath_core::uplink::{BlobPart, FetchBlob, Purpose};
 use warmpath_sidecar::config::Config;
 use warmpath_sidecar::run::Sidecar;
 
-const LOG: [Kind; 4] = [Kind::Card, Kind::Roster, Kind::Delta, Kind::Resync];
+const LOG: [Kind; 5] = [Kind::Card, Kind::Settings, Kind::Roster, Kind::Delta, Kind::Resync];
 
 async fn start_with(change: impl FnOnce(&mut Config)) -> (Publisher, Sidecar) {
     let publisher = Publisher::start(ReplayForm::WithTopic).await;
@@ -34,7 +35,7 @@ async fn follow(sidecar: &Sidecar) -> (Filter, Got) {
 }
 
 #[tokio::test]
-async fn a_new_follower_gets_cards_and_roster_first() {
+async fn a_new_follower_gets_cards_settings_and_roster_first() {
     let (mut publisher, sidecar) = start().await;
     let mut filter = Filter::attach(sidecar.feed, Purpose::Follow, 0, 0).await;
     let card = filter.next_of(&LOG).await;
@@ -42,6 +43,9 @@ async fn a_new_follower_gets_cards_and_roster_first() {
     let cards = Cards::decode(&card.body).unwrap();
     assert_eq!(cards.models[0].name, "tiny");
     assert!(cards.models[0].tokenizer.is_ok());
+    let settings = filter.next_of(&LOG).await;
+    assert_eq!(settings.kind, Kind::Settings);
+    assert_eq!(RouterSettings::decode(&settings.body), Ok(RouterSettings::default()));
     let roster = filter.next_of(&LOG).await;
     let workers = Roster::decode(&roster.body).unwrap().workers;
     assert_eq!(workers.len(), 1);
@@ -71,6 +75,27 @@ async fn a_new_follower_gets_cards_and_roster_first() {
         }
     };
     assert!(end.is_err_and(|status| status.code() == tonic::Code::Unavailable));
+}
+
+/// Goal: what is set reaches the filters, and the status page says where it came
+/// from.
+#[tokio::test]
+async fn settings_reach_the_filters_and_the_status_page() {
+    let file = "router: {router_temperature: 0.5, busy_threshold: 0.75}\n";
+    let publisher = Publisher::start(ReplayForm::WithTopic).await;
+    let config = config(3_000, &format!("{file}{}", worker(&publisher, true)));
+    let sidecar = Sidecar::start(config).await.unwrap();
+    ready(&sidecar).await;
+    let mut filter = Filter::attach(sidecar.feed, Purpose::Follow, 0, 0).await;
+    let got = filter.next_of(&[Kind::Settings]).await;
+    let settings = RouterSettings::decode(&got.body).unwrap().default;
+    assert_eq!((settings.router_temperature, settings.busy_thresholds.busy), (0.5, Some(0.75)));
+    let router = &state(&sidecar).await["router"];
+    assert_eq!(router["settings"]["router_temperature"], 0.5);
+    assert_eq!(router["settings"]["http_overload_status_code"], 529.0);
+    assert_eq!(router["from"]["busy_threshold"], "router.busy_threshold");
+    assert_eq!(router["from"].as_object().unwrap().len(), 2);
+    sidecar.stop().await;
 }
 
 /// Goal: a follower that reconnects goes on where it was, and one that asks for

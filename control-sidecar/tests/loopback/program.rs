@@ -47,6 +47,19 @@ fn a_configuration_is_checked_without_starting() {
     ] {
         assert!(said.contains(mistake), "{said}");
     }
+    // A variable that is wrong is a mistake like any other.
+    let output = Command::new(PROGRAM)
+        .env("DYN_ROUTER_TEMPERATURE", "warm")
+        .env("DYN_ROUTER_POLICY_CONFIG", directory.path().join("none.yaml"))
+        .args(["--check-config", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    for mistake in ["DYN_ROUTER_TEMPERATURE: must be a number", "router_policy_config: "] {
+        assert!(said.contains(mistake), "{said}");
+    }
     let (ok, said) = check(&directory.path().join("none.yaml"), &[]);
     assert!(!ok && said.contains("none.yaml"), "{said}");
 }

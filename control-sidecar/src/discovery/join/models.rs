@@ -10,9 +10,10 @@ use warmpath_core::hash::BlockShape;
 use warmpath_core::ids::WorkerId;
 use warmpath_core::limits::{CARD_ALIASES_MAX, CARD_MODELS_MAX};
 
-use super::super::card::{Card, CardTokenizer};
+use super::super::card::{Card, CardTokenizer, WorkerType};
 use super::super::listing::Problems;
 use super::{Listed, ModelAt, Unit};
+use crate::config::router::card::CardRouter;
 use crate::config::{BLOCK_SIZE_MAX, CompletionEngine, ModelConfig};
 use crate::fleet::{AdapterSpec, Artifact, ModelFiles, ModelSpec};
 use crate::limits::FLEET_ADAPTERS_MAX;
@@ -41,16 +42,61 @@ pub(super) struct Models<'a> {
     configured: &'a [ModelConfig],
     by_identity: HashMap<Identity, (u16, bool)>,
     specs: Vec<ModelSpec>,
+    settings: BTreeMap<u16, Brought>,
+}
+
+/// The settings that a model's workers bring.
+#[derive(Clone, Copy, Debug)]
+struct Brought {
+    /// Whether only prefill workers have been seen.
+    by_prefill: bool,
+    settings: Option<CardRouter>,
 }
 
 impl<'a> Models<'a> {
     /// None yet.
     pub(super) fn new(configured: &'a [ModelConfig]) -> Self {
-        Self { configured, by_identity: HashMap::new(), specs: Vec::new() }
+        Self {
+            configured,
+            by_identity: HashMap::new(),
+            specs: Vec::new(),
+            settings: BTreeMap::new(),
+        }
     }
 
     /// The model of a unit's card; `None` if there are too many models.
     pub(super) fn of(&mut self, unit: &Unit<'_>, problems: &mut Problems) -> Option<ModelAt> {
+        let model = self.find(unit, problems)?;
+        self.take_settings(model.at, unit, problems);
+        Some(model)
+    }
+
+    /// One model has one set of settings here: that of the workers that answer.
+    /// Dynamo lets prefill workers have another.
+    fn take_settings(&mut self, at: u16, unit: &Unit<'_>, problems: &mut Problems) {
+        let settings = match unit.card.router {
+            Some(Err(reason)) => {
+                problems.add(&unit.label(), reason);
+                None
+            }
+            Some(Ok(settings)) => Some(settings),
+            None => None,
+        };
+        let by_prefill = unit.worker_type() == WorkerType::Prefill;
+        let brought = Brought { by_prefill, settings };
+        let known = *self.settings.entry(at).or_insert(brought);
+        if known.by_prefill && !by_prefill {
+            self.settings.insert(at, brought);
+        }
+        // A prefill worker without settings follows those of the others.
+        let has_other = known.settings != settings;
+        let follows = |it: &Brought| it.by_prefill && it.settings.is_none();
+        if has_other && !follows(&known) && !follows(&brought) {
+            problems.add(&unit.label(), "router_config_differs");
+        }
+    }
+
+    fn find(&mut self, unit: &Unit<'_>, problems: &mut Problems) -> Option<ModelAt> {
         let card = unit.card;
         let own = self
             .configured
@@ -106,9 +152,12 @@ impl<'a> Models<'a> {
         Some(ModelAt { at, shape, blocks: size.is_some() })
     }
 
-    /// All models, in the order of their numbers.
-    pub(super) fn into_specs(self) -> Vec<ModelSpec> {
-        self.specs
+    /// All models, in the order of their numbers, and the settings that their
+    /// workers bring.
+    pub(super) fn into_parts(self) -> (Vec<ModelSpec>, BTreeMap<u16, CardRouter>) {
+        let settings = self.settings.into_iter();
+        let settings = settings.filter_map(|(at, brought)| Some((at, brought.settings?)));
+        (self.specs, settings.collect())
     }
 }
 

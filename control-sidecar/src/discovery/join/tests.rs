@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use warmpath_core::limits::{TAINT_BYTES_MAX, WORKER_TAINTS_MAX};
 
 use super::*;
+use crate::config::router::RouterConfig;
 use crate::discovery::captures::{self, Captured};
 use crate::discovery::record::Key;
 use crate::fleet::{Channel, LoadKind, ModelFiles, RecoveryTarget};
@@ -188,6 +189,32 @@ fn encode_and_unknown_workers_are_left_out() {
         let fleet = fleet_of(&captured);
         assert_eq!((fleet.ranks.len(), reasons(&fleet)), (0, vec![reason]));
     }
+}
+
+/// Goal: a model follows the settings of the workers that answer, and what is
+/// not followed is told.
+#[test]
+fn workers_bring_the_settings_of_their_model() {
+    let bring = |captured: &mut Captured, part: &str, config: Value| {
+        change(captured, part, |it| it["card_json"]["router_config"] = config.clone());
+    };
+    let warm = |temperature: f64| json!({"router_mode": "k_v", "kv_router_config": {"router_temperature": temperature}});
+    let brought = |backend: Value, prefill: Value| {
+        let mut captured = captures::etcd();
+        bring(&mut captured, "v1/mdc/dynamo/backend", backend);
+        bring(&mut captured, "v1/mdc/dynamo/prefill", prefill);
+        let fleet = fleet_of(&captured);
+        let card = fleet.settings.get(&0).copied();
+        let settings = card.map(|card| RouterConfig::default().of_card(&card).unwrap());
+        (settings.map(|it| it.router_temperature), reasons(&fleet))
+    };
+    let differs = vec!["router_config_differs"];
+    assert_eq!(brought(Value::Null, Value::Null), (None, vec![]));
+    assert_eq!(brought(warm(0.5), Value::Null), (Some(0.5), vec![]));
+    assert_eq!(brought(warm(0.5), warm(0.5)), (Some(0.5), vec![]));
+    assert_eq!(brought(warm(0.5), warm(0.25)), (Some(0.5), differs.clone()));
+    assert_eq!(brought(Value::Null, warm(0.25)), (None, differs));
+    assert_eq!(brought(warm(-1.0), Value::Null), (None, vec!["router_config"]));
 }
 
 #[test]
