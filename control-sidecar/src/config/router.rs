@@ -131,6 +131,13 @@ impl RouterConfig {
         };
         let of_policy = core::mem::take(&mut policy.router);
         reading.fields(of_policy, "router_policy_config: router");
+        for (name, value) in core::mem::take(&mut policy.queues) {
+            if let Some(field) = Field::find(name) {
+                let value = value.map_or(Value::Off, Value::Number);
+                reading.set(field, value, "router_policy_config: policy_classes");
+            }
+        }
+        reading.own.warnings.append(&mut policy.warnings);
         let names = STAGES.map(|(_, field)| section.text(field));
         // The path was looked at before the file was read.
         section.take("router_policy_config");

@@ -55,13 +55,10 @@ const PARAMETERS: [&str; 8] = [
     "router_temperature",
 ];
 
-/// Sections about queues, of which there are none.
-const QUEUES: [&str; 5] = [
-    "policy_classes",
-    "uncached_isl_buckets",
-    "default_policy_family",
-    "models",
-    "request_classifier",
+/// Sections that cannot be followed.
+const UNKNOWN_HERE: [(&str, &str); 2] = [
+    ("models", "is not supported: give one profile for all models"),
+    ("request_classifier", "is not supported"),
 ];
 
 /// A formula under a name.
@@ -78,6 +75,11 @@ pub(super) struct Instance {
 pub(super) struct PolicyFile {
     /// Its section `router`.
     pub(super) router: BTreeMap<String, Json>,
+    /// When requests would wait, and when they are turned away: fields and their
+    /// values. Empty without a profile, which replaces all of them.
+    pub(super) queues: Vec<(&'static str, Option<f64>)>,
+    /// What was given and means nothing here, and why.
+    pub(super) warnings: Vec<String>,
     stages: Vec<(&'static str, String)>,
     instances: Vec<Instance>,
 }
@@ -101,14 +103,12 @@ impl PolicyFile {
             }
         };
         let mut root = Section::new(at, value, report);
-        for name in QUEUES {
+        for (name, why) in UNKNOWN_HERE {
             if root.take(name).is_some() {
-                root.mistake(
-                    name,
-                    "is about queues, of which there are none here; see router_queue_threshold",
-                );
+                root.mistake(name, why);
             }
         }
+        let queues = queues(&mut root);
         let mut router = root.section("router").into_fields();
         router.retain(|name, _| {
             let is_known = ROUTER.contains(&name.as_str());
@@ -125,7 +125,11 @@ impl PolicyFile {
             .into_iter()
             .filter_map(|stage| Some((stage, selection.text(stage)?)))
             .collect();
-        let this = Self { router, stages, instances };
+        let mut warnings = Vec::new();
+        if !queues.is_empty() {
+            warnings.push(format!("{at}.policy_classes: {ORDER}"));
+        }
+        let this = Self { router, queues, warnings, stages, instances };
         for (at, instance) in this.instances.iter().enumerate() {
             let path = format!("instances[{at}].name");
             let rest = this.instances.get(at + 1..).unwrap_or(&[]);
@@ -160,6 +164,58 @@ impl PolicyFile {
         };
         Some(Instance { name: name.to_owned(), formula, parameters: Vec::new() })
     }
+}
+
+/// What is left out of classes of requests.
+const ORDER: &str = "order and quantum have no meaning: requests wait in the engines' queues";
+
+/// The profile of classes of requests, if one is given.
+///
+/// Classes differ in the order in which they leave the queue, and in when they
+/// enter it. There is no queue here, so the former does not matter; the latter
+/// must be the same for all, since requests are not told apart.
+fn queues(root: &mut Section<'_>) -> Vec<(&'static str, Option<f64>)> {
+    const PARTS: [&str; 3] = ["default_policy_family", "uncached_isl_buckets", "policy_classes"];
+    let given = PARTS.into_iter().filter(|name| root.has(name)).count();
+    if given == 0 {
+        return Vec::new();
+    }
+    if given < PARTS.len() {
+        root.mistake("policy_classes", format!("{} go together", PARTS.join(", ")));
+    }
+    root.text("default_policy_family");
+    root.take("uncached_isl_buckets");
+    let mut classes = Vec::new();
+    for mut class in root.sections("policy_classes") {
+        for name in ["name", "policy_family", "cache_bucket"] {
+            class.text(name);
+        }
+        class.word("queue_policy", &[("fcfs", ()), ("wspt", ())]);
+        if !class.has("quantum") {
+            class.mistake("quantum", "is missing");
+        }
+        class.number("quantum", 1, u64::MAX);
+        for name in ["prefill_busy_threshold", "cached_token_queue_limit_per_worker"] {
+            if class.take(name).is_some() {
+                class.mistake(name, "is not supported");
+            }
+        }
+        let limits = [
+            ("router_queue_threshold", "prefill_busy_threshold_frac"),
+            ("request_queue_limit_per_worker", "request_queue_limit_per_worker"),
+            ("raw_isl_token_queue_limit_per_worker", "raw_isl_token_queue_limit_per_worker"),
+        ];
+        classes.push(limits.map(|(field, name)| (field, class.fraction(name))));
+        class.end();
+    }
+    let first = classes.first().copied();
+    if classes.iter().any(|class| Some(*class) != first) {
+        root.mistake(
+            "policy_classes",
+            "must have the same thresholds and limits: requests of one class are those of all",
+        );
+    }
+    first.map(Vec::from).unwrap_or_default()
 }
 
 fn instance(mut section: Section<'_>) -> Option<Instance> {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::fields::Mistakes;
 use serde_json::json;
-use warmpath_core::settings::{FIELDS, TwoTier};
+use warmpath_core::settings::{FIELDS, QueueLimits, TwoTier};
 
 fn env(variables: &[(&str, &str)]) -> RouterEnv {
     let own = |text: &&str| (*text).to_owned();
@@ -201,8 +201,14 @@ fn every_field_has_a_variable_or_a_name_in_dynamo() {
     let named = |field: &&Field| FIELD_CASES.iter().any(|case| case.1 == field.name);
     let others: Vec<&str> =
         FIELDS.iter().filter(|field| !named(field)).map(|field| field.name).collect();
-    let expected =
-        ["router_prefill_policy", "router_decode_policy", "router_approximate_cache_policy"];
+    let expected = [
+        "router_prefill_policy",
+        "router_decode_policy",
+        "router_approximate_cache_policy",
+        // Of classes in Dynamo's policy file.
+        "request_queue_limit_per_worker",
+        "raw_isl_token_queue_limit_per_worker",
+    ];
     assert_eq!(others, expected);
 }
 
@@ -445,10 +451,7 @@ worker_selection:
 "
         )
     };
-    let all = policy("{aggregated: mine, prefill: mine, decode: mine}").replace(
-        "  {aggregated: mine, prefill: mine, decode: mine}",
-        "  aggregated: mine\n  prefill: mine\n  decode: mine",
-    );
+    let all = policy("aggregated: mine\n  prefill: mine\n  decode: mine");
     let variables = [("DYN_ROUTER_TEMPERATURE", "1"), ("DYN_ROUTER_PREFILL_LOAD_SCALE", "2")];
     let config = parse("{overlap_score_credit: 0.75}", &with_policy(&all, &variables)).unwrap();
     let expected = Settings {
@@ -471,8 +474,14 @@ worker_selection:
 #[test]
 fn mistakes_of_a_policy_file_are_named() {
     for (policy, expected) in [
-        ("policy_classes: [{name: a}]", "policy_classes: is about queues"),
-        ("request_classifier: {type: thunderagent}", "request_classifier: is about queues"),
+        ("policy_classes: [{name: a, quantum: 1}]", "policy_classes go together"),
+        ("policy_classes: [{name: a}]", "policy_classes[0].quantum: is missing"),
+        (
+            "policy_classes: [{name: a, quantum: 1, prefill_busy_threshold: 9}]",
+            "policy_classes[0].prefill_busy_threshold: is not supported",
+        ),
+        ("request_classifier: {type: thunderagent}", "request_classifier: is not supported"),
+        ("models: {tiny: {}}", "models: is not supported"),
         ("colour: blue", "colour: is not a known field"),
         ("router: {use_kv_events: 1}", "use_kv_events: must be true or false"),
         ("router: {shared_cache_type: hicache}", "shared_cache_type: must be none"),
@@ -503,6 +512,36 @@ fn mistakes_of_a_policy_file_are_named() {
     unread.set_policy("/there".into(), Err("no such file".into()));
     let wrong = parse("", &unread).unwrap_err().to_string();
     assert!(wrong.contains("/there: no such file"), "{wrong}");
+}
+
+const CLASSES: &str = r"
+default_policy_family: batch
+uncached_isl_buckets: [{min_tokens: 0, bucket: all}]
+policy_classes:
+  - {name: a, policy_family: batch, cache_bucket: all, queue_policy: wspt, quantum: 4,
+     prefill_busy_threshold_frac: 1.5, request_queue_limit_per_worker: 8}
+  - {name: b, quantum: 1, prefill_busy_threshold_frac: 1.5, request_queue_limit_per_worker: 8}
+";
+
+#[test]
+fn classes_that_wait_alike_are_followed() {
+    let variables = [("DYN_ROUTER_QUEUE_THRESHOLD", "3")];
+    let config = parse("", &with_policy(CLASSES, &variables)).unwrap();
+    let expected = Settings {
+        router_queue_threshold: Some(1.5),
+        queue_limits: QueueLimits { requests_per_worker: Some(8), tokens_per_worker: None },
+        ..Settings::default()
+    };
+    assert_eq!(config.settings, expected);
+    assert_eq!(config.origins.len(), 2);
+    assert!(config.warnings[0].contains("order and quantum"), "{:?}", config.warnings);
+    // A profile replaces the threshold, also by none.
+    let never = CLASSES.replace("prefill_busy_threshold_frac: 1.5, ", "");
+    let config = parse("", &with_policy(&never, &variables)).unwrap();
+    assert_eq!(config.settings.router_queue_threshold, None);
+    let differ = CLASSES.replacen("1.5", "2.5", 1);
+    let wrong = parse("", &with_policy(&differ, &[])).unwrap_err().to_string();
+    assert!(wrong.contains("policy_classes: must have the same"), "{wrong}");
 }
 
 #[test]
