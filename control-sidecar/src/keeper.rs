@@ -22,10 +22,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 use warmpath_core::card::Cards;
+use warmpath_core::event::Medium;
 use warmpath_core::frame::Kind;
 use warmpath_core::ids::{SequenceHash, Worker, WorkerSlot};
 use warmpath_core::limits::FRAME_BODY_BYTES_MAX;
-use warmpath_core::roster::Parity;
+use warmpath_core::roster::{Parity, TierSlots};
 use warmpath_core::settings::{RouterSettings, Settings};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -83,8 +84,14 @@ pub struct RankReport {
     pub is_fenced: bool,
     /// How well its blocks are known.
     pub parity: Parity,
-    /// Blocks held.
+    /// Stand for its lower tiers.
+    pub tiers: TierSlots,
+    /// Blocks held on the device.
     pub blocks: usize,
+    /// Blocks held in the host's memory, on disks and in external storage.
+    pub lower_blocks: [usize; 3],
+    /// Blocks of lower tiers that wait for their parents.
+    pub orphans: usize,
     /// Pages remembered.
     pub pages: usize,
     /// Number of the last message applied.
@@ -606,7 +613,11 @@ impl Keeper {
                     is_fenced: tracked.is_fenced,
                     listed: followed.listed.clone(),
                     parity: if has_events { tracked.rank.parity() } else { Parity::Blind },
-                    blocks: tracked.rank.blocks(),
+                    tiers: tracked.tiers,
+                    blocks: tracked.rank.blocks(Medium::Device),
+                    lower_blocks: [Medium::HostPinned, Medium::Disk, Medium::External]
+                        .map(|medium| tracked.rank.blocks(medium)),
+                    orphans: tracked.rank.orphans(),
                     pages: tracked.rank.pages(),
                     applied: followed.applied,
                     last_loss: followed.last_loss,
@@ -623,6 +634,9 @@ impl Keeper {
         let of = |parity| ranks.iter().filter(|rank| rank.parity == parity).count() as u64;
         self.metrics.set_levels(
             ranks.iter().map(|rank| rank.blocks as u64).sum(),
+            [0, 1, 2].map(|tier| {
+                ranks.iter().filter_map(|rank| rank.lower_blocks.get(tier)).sum::<usize>() as u64
+            }),
             [
                 ("exact", of(Parity::Exact)),
                 ("unproven", of(Parity::Unproven)),

@@ -15,12 +15,16 @@ pub const RANK_BLOCKS_DEFAULT: u64 = 1 << 20;
 /// prefixes are counted once, but copies and tombstones are counted too.
 pub const RANK_BLOCKS_FACTOR: u64 = 4;
 
-/// Pages remembered for a rank, whatever its configuration says: 8 Mi pages
-/// take about half a gigabyte.
+/// Pages remembered for a rank in all its tiers, whatever its configuration
+/// says: 8 Mi pages take about half a gigabyte.
 pub const RANK_PAGES_MAX: u64 = 8 << 20;
 
 /// Pages of a rank that are not indexed but whose removal is awaited.
 pub const RANK_PASSED_OVER_MAX: usize = 65_536;
+
+/// Blocks of a rank's lower tiers that wait for their parents. A dump of a tier
+/// comes in no order, so all but a few of its blocks wait for a moment.
+pub const RANK_ORPHANS_MAX: usize = 1 << 20;
 
 /// Groups of caches of one rank whose kind is remembered. Hybrid models have
 /// about five.

@@ -53,6 +53,7 @@ pub struct Metrics {
     streams: Level,
     sequence: Level,
     blocks: Level,
+    lower_blocks: Family<Label, Level>,
     ranks: Family<Label, Level>,
     left_out: Family<Label, Level>,
     ready: Level,
@@ -103,7 +104,8 @@ impl Metrics {
             followers, "feed_followers", "Filters that follow the log";
             streams, "feed_streams", "Streams of filters";
             sequence, "feed_sequence", "Sequence number of the last log frame";
-            blocks, "index_blocks", "Blocks held, over all ranks";
+            blocks, "index_blocks", "Blocks held on devices, over all ranks";
+            lower_blocks, "index_lower_blocks", "Blocks held in lower tiers, over all ranks, by tier";
             ranks, "ranks", "Ranks in the roster, by parity";
             left_out, "roster_left_out", "What had no room in the last roster, by kind";
             ready, "ready", "Whether the sidecar is ready";
@@ -285,8 +287,19 @@ impl Metrics {
     }
 
     /// Sets the levels that are looked at when the page is asked for.
-    pub fn set_levels(&self, blocks: u64, ranks: [(&'static str, u64); 3], ready: bool) {
+    ///
+    /// - `lower_blocks`: in the host's memory, on disks, in external storage.
+    pub fn set_levels(
+        &self,
+        blocks: u64,
+        lower_blocks: [u64; 3],
+        ranks: [(&'static str, u64); 3],
+        ready: bool,
+    ) {
         self.blocks.set(blocks);
+        for (tier, count) in ["host", "disk", "external"].into_iter().zip(lower_blocks) {
+            self.lower_blocks.get_or_create(&[("tier", tier)]).set(count);
+        }
         for (parity, count) in ranks {
             self.ranks.get_or_create(&[("parity", parity)]).set(count);
         }

@@ -23,14 +23,16 @@
 //! `source::sequence`.
 
 pub mod counts;
+mod orphans;
 pub mod outbox;
 pub mod rank;
 pub mod slots;
+mod tier;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use warmpath_core::event::KvEvent;
+use warmpath_core::event::{KvEvent, Medium};
 use warmpath_core::hash::BlockShape;
 use warmpath_core::ids::{Worker, WorkerId, WorkerSlot};
 use warmpath_core::limits::ROSTER_WORKERS_MAX;
@@ -39,7 +41,7 @@ use warmpath_core::roster::{Adapter, LeftOut, Parity, Role, Roster, RosterWorker
 use crate::fleet::AdapterSpec;
 use counts::Counts;
 use outbox::Outbox;
-use rank::{Held, Rank};
+use rank::{Held, Rank, Sink};
 use slots::Slots;
 
 /// What a worker list says about one rank.
@@ -92,12 +94,33 @@ impl RankSpec {
 pub struct Tracked {
     /// Stands for it in the feed.
     pub slot: WorkerSlot,
+    /// Stand for its lower tiers; given when one first stores something.
+    pub tiers: TierSlots,
     /// What the worker list says.
     pub spec: RankSpec,
     /// What its cache holds.
     pub rank: Rank,
     /// Whether it was seen to be dead.
     pub is_fenced: bool,
+}
+
+impl Tracked {
+    /// Its slot, and those of its tiers.
+    fn all_slots(&self) -> impl Iterator<Item = WorkerSlot> {
+        core::iter::once(self.slot).chain(self.tiers.in_order().into_iter().flatten())
+    }
+
+    /// What each of its tiers holds, under the tier's slot.
+    fn held(&self) -> impl Iterator<Item = (WorkerSlot, Arc<Held>)> {
+        let TierSlots { host, disk, external } = self.tiers;
+        let slots = [
+            (Medium::Device, Some(self.slot)),
+            (Medium::HostPinned, host),
+            (Medium::Disk, disk),
+            (Medium::External, external),
+        ];
+        slots.into_iter().filter_map(|(medium, slot)| Some((slot?, self.rank.held(medium))))
+    }
 }
 
 /// What a new worker list changed.
@@ -155,9 +178,11 @@ impl State {
         for worker in gone {
             if let Some(tracked) = self.ranks.remove(&worker) {
                 self.past.add(tracked.rank.counts());
-                self.outbox.clear(tracked.slot);
                 self.by_slot.remove(&tracked.slot.0);
-                self.slots.free(tracked.slot);
+                for slot in tracked.all_slots() {
+                    self.outbox.clear(slot);
+                    self.slots.free(slot);
+                }
                 changes.removed.push((worker, tracked.slot));
             }
         }
@@ -173,8 +198,9 @@ impl State {
             };
             let rank = Rank::new(spec.shape, spec.small_pages, spec.total_kv_blocks);
             self.by_slot.insert(slot.0, spec.worker);
-            self.ranks
-                .insert(spec.worker, Tracked { slot, spec: spec.clone(), rank, is_fenced: false });
+            let tiers = TierSlots::default();
+            let tracked = Tracked { slot, tiers, spec: spec.clone(), rank, is_fenced: false };
+            self.ranks.insert(spec.worker, tracked);
             changes.added.push((spec.worker, slot));
         }
         self.roster_changed |= !changes.added.is_empty() || !changes.removed.is_empty();
@@ -184,25 +210,28 @@ impl State {
     /// Applies what one incarnation's engine said. Events for a slot that is
     /// not in use any more are dropped.
     pub fn apply(&mut self, slot: WorkerSlot, events: &[KvEvent]) {
-        let Self { ranks, by_slot, outbox, roster_changed, .. } = self;
-        let Some(tracked) = by_slot.get(&slot.0).and_then(|worker| ranks.get_mut(worker)) else {
-            return;
-        };
-        let before = tracked.rank.evidence();
-        for event in events {
-            tracked.rank.apply(event, slot, outbox);
-        }
-        *roster_changed |= before != tracked.rank.evidence();
+        self.change(slot, |rank, sink| {
+            for event in events {
+                rank.apply(event, sink);
+            }
+        });
     }
 
     /// Takes over a whole account of what one incarnation holds.
     pub fn replace(&mut self, slot: WorkerSlot, events: &[KvEvent]) {
-        let Self { ranks, by_slot, outbox, roster_changed, .. } = self;
-        if let Some(tracked) = by_slot.get(&slot.0).and_then(|worker| ranks.get_mut(worker)) {
-            let before = tracked.rank.evidence();
-            tracked.rank.replace(events, slot, outbox);
-            *roster_changed |= before != tracked.rank.evidence();
-        }
+        self.change(slot, |rank, sink| rank.replace(events, sink));
+    }
+
+    /// Changes what one incarnation holds, and notes what of it is in the roster.
+    fn change(&mut self, slot: WorkerSlot, change: impl FnOnce(&mut Rank, &mut Sink<'_>)) {
+        let Self { ranks, by_slot, slots, outbox, roster_changed, .. } = self;
+        let Some(tracked) = by_slot.get(&slot.0).and_then(|worker| ranks.get_mut(worker)) else {
+            return;
+        };
+        let Tracked { tiers, rank, .. } = tracked;
+        let before = (rank.evidence(), *tiers);
+        change(rank, &mut Sink { slot, tiers, slots, outbox });
+        *roster_changed |= before != (rank.evidence(), *tiers);
     }
 
     /// Keeps one incarnation out of the roster, or lets it in again.
@@ -219,15 +248,12 @@ impl State {
     ///
     /// - `also_evidence`: whether its block size is to be proven anew.
     pub fn clear(&mut self, slot: WorkerSlot, also_evidence: bool) {
-        let Self { ranks, by_slot, outbox, roster_changed, .. } = self;
-        if let Some(tracked) = by_slot.get(&slot.0).and_then(|worker| ranks.get_mut(worker)) {
-            let before = tracked.rank.evidence();
-            tracked.rank.clear(slot, outbox);
+        self.change(slot, |rank, sink| {
+            rank.clear(sink);
             if also_evidence {
-                tracked.rank.forget_evidence();
+                rank.forget_evidence();
             }
-            *roster_changed |= before != tracked.rank.evidence();
-        }
+        });
     }
 
     /// Bodies of delta frames that are due: full ones only.
@@ -265,7 +291,7 @@ impl State {
         let workers = self
             .tracked()
             .filter(|it| !it.is_fenced || !alive.contains(&place(&it.spec)))
-            .map(|Tracked { slot, spec, rank, .. }| RosterWorker {
+            .map(|Tracked { slot, tiers, spec, rank, .. }| RosterWorker {
                 slot: *slot,
                 worker: spec.worker,
                 model: spec.model,
@@ -276,7 +302,7 @@ impl State {
                 total_kv_blocks: spec.total_kv_blocks,
                 max_num_batched_tokens: spec.max_num_batched_tokens,
                 taints: spec.taints.clone(),
-                tiers: TierSlots::default(),
+                tiers: *tiers,
             })
             .collect();
         let mut roster = Roster { workers, adapters: self.adapters() };
@@ -308,11 +334,11 @@ impl State {
     ///
     /// # Cost
     ///
-    /// One reference count a rank. A rank that changes while its part is still
+    /// One reference count a tier. A rank that changes while its part is still
     /// held is copied once, whole.
     #[must_use]
     pub fn held(&self) -> Vec<(WorkerSlot, Arc<Held>)> {
-        self.tracked().map(|tracked| (tracked.slot, tracked.rank.held())).collect()
+        self.tracked().flat_map(Tracked::held).collect()
     }
 
     /// What was noticed, over all ranks that ever were.

@@ -199,6 +199,7 @@ fn worker(rank: &RankReport, model: Option<&String>) -> Value {
         },
         "fenced": rank.is_fenced,
         "blocks": rank.blocks,
+        "lower_tiers": lower_tiers(rank),
         "pages": rank.pages,
         "total_kv_blocks": spec.total_kv_blocks,
         "max_num_batched_tokens": spec.max_num_batched_tokens,
@@ -209,6 +210,17 @@ fn worker(rank: &RankReport, model: Option<&String>) -> Value {
         "source": rank.view.map(|view| source(&view)),
         "load": load(&rank.load),
     })
+}
+
+/// Slot and blocks of each lower tier that has stored something.
+fn lower_tiers(rank: &RankReport) -> Value {
+    let tiers = ["host", "disk", "external"].into_iter().zip(rank.tiers.in_order());
+    let shown = tiers.zip(rank.lower_blocks).filter_map(|((name, slot), blocks)| {
+        Some((name.to_owned(), json!({"slot": slot?.0, "blocks": blocks})))
+    });
+    let mut shown: serde_json::Map<String, Value> = shown.collect();
+    shown.insert("orphans".to_owned(), rank.orphans.into());
+    shown.into()
 }
 
 fn load(load: &RankLoad) -> Value {

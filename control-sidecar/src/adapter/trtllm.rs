@@ -69,6 +69,11 @@ fn read_event(event: &Value, block_size: u32) -> Result<PulledEvent, DecodeError
     let (change, skipped) = match data.get("type").and_then(Value::as_str) {
         Some("created") => (PulledChange::Created, None),
         Some("stored") => match read_stored(data, block_size) {
+            // A removal does not say from where, and that a block has moved is
+            // not looked at: below the device nothing would ever be taken back.
+            Some(Some(stored)) if stored.medium != Medium::Device => {
+                (PulledChange::Nothing, Some(Skip::UnknownMedium))
+            }
             Some(Some(stored)) => (PulledChange::Event(KvEvent::Stored(stored)), None),
             Some(None) => (PulledChange::Nothing, None),
             None => (PulledChange::Nothing, Some(Skip::Malformed)),

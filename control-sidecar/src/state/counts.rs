@@ -4,8 +4,12 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(usize)]
 pub enum Notice {
-    /// Held somewhere else than on the device.
-    LowerTier,
+    /// In a lower tier for which no slot was free.
+    NoTierSlot,
+    /// In a lower tier, and the page before is not known: not yet in the index.
+    LowerTierOrphan,
+    /// As many blocks of lower tiers wait for their parents as may.
+    OrphansFull,
     /// Of a cache that is not the main attention's.
     OtherGroup,
     /// A page named without its tokens.
@@ -34,8 +38,10 @@ pub enum Notice {
 
 impl Notice {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
-        Self::LowerTier,
+    pub const ALL: [Self; 15] = [
+        Self::NoTierSlot,
+        Self::LowerTierOrphan,
+        Self::OrphansFull,
         Self::OtherGroup,
         Self::Placeholder,
         Self::WrongBlockSize,
@@ -54,7 +60,9 @@ impl Notice {
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
-            Self::LowerTier => "lower_tier",
+            Self::NoTierSlot => "no_tier_slot",
+            Self::LowerTierOrphan => "lower_tier_orphan",
+            Self::OrphansFull => "orphans_full",
             Self::OtherGroup => "other_group",
             Self::Placeholder => "placeholder",
             Self::WrongBlockSize => "wrong_block_size",

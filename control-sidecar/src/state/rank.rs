@@ -1,4 +1,4 @@
-//! Rank: what one engine's cache holds, in blocks of the model.
+//! Rank: what one engine's cache holds, in blocks of the model, tier by tier.
 //!
 //! Engines name pages by hashes of their own and say their tokens once, when a
 //! page is stored. A removal names the page only, so every page is remembered
@@ -10,37 +10,35 @@
 //! - *tail*: tokens of a prompt after its last complete block, up to the end of
 //!   a page. Pages smaller than a block have one, unless they complete a block.
 //! - *copy*: the same page, cached twice; both copies are removed one by one.
+//! - *lower tier*: where the engine keeps pages that it can bring back to the
+//!   device: the host's memory, disks, external storage. Each holds pages of its
+//!   own, chained to parents in any tier.
 //! - *passed over*: pages that are not indexed but whose removal will come.
 //!
 //! # Invariants
 //!
-//! 1. A block is held while at least one page that completes it is, and no page
-//!    inside it has been removed.
+//! 1. A tier holds a block while at least one page that completes it is in the
+//!    tier, and no page inside it has been removed from there.
 //! 2. A page announced again from a prompt's start is no further copy: engines
 //!    can repeat what they hold on request. So a copy may be missed, and the
 //!    block is then given up with the first removal: a lost hit, not a false one.
-//! 3. Memory is bounded: pages, pages passed over and groups have limits, and
-//!    reaching one is counted.
+//! 3. Memory is bounded: pages, pages passed over, orphans and groups have
+//!    limits, and reaching one is counted.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
 use warmpath_core::event::{Group, GroupKind, Hashed, KvEvent, Medium, Removed, Stored};
-use warmpath_core::hash::{BlockShape, Salt, block_hash, block_hash_with_objects, sequence_hash};
-use warmpath_core::ids::{EngineHash, SequenceHash, TokenId, WorkerSlot};
+use warmpath_core::hash::{BlockShape, Salt, sequence_hash};
+use warmpath_core::ids::{BlockHash, EngineHash, SequenceHash, WorkerSlot};
 use warmpath_core::roster::Parity;
 
 use super::counts::{Counts, Notice};
+use super::orphans::Orphans;
 use super::outbox::Outbox;
-use crate::limits::{
-    PAGE_COMPLETED_BY_MAX, PAGE_COPIES_MAX, RANK_BLOCKS_DEFAULT, RANK_BLOCKS_FACTOR,
-    RANK_GROUPS_MAX, RANK_PAGES_MAX, RANK_PASSED_OVER_MAX,
-};
-
-/// The blocks that a rank holds, each with the number of pages that complete it.
-pub type Held = HashMap<SequenceHash, u32, RandomState>;
+use super::tier::{Cursor, Key, Out, Page, Tier};
+pub use super::tier::{Held, Sink};
+use crate::limits::{RANK_BLOCKS_DEFAULT, RANK_BLOCKS_FACTOR, RANK_GROUPS_MAX, RANK_PAGES_MAX};
 
 /// What a rank's events have shown about its blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,45 +52,50 @@ pub enum Evidence {
     Mismatched,
 }
 
-/// A page's name within its rank.
-type Key = (EngineHash, u32);
-
-/// By page. Seeded at random, so that an engine cannot choose what collides.
-type ByPage<T> = HashMap<Key, T, RandomState>;
-
 /// Pages of one event up to which they are compared pair by pair, which then
 /// takes less than sorting a copy.
 const PAGES_COMPARED_MAX: usize = 32;
 
-#[derive(Clone, Debug)]
-struct Page {
-    copies: u32,
-    seed: u64,
-    /// The last block complete at this page's end; `None` inside the first.
-    block: Option<SequenceHash>,
-    /// The page before, if it lies inside the same block.
-    inner: Option<Key>,
-    /// What the page leaves open; `None` if it completes a block.
-    open: Option<Box<Open>>,
-    /// Whether the page completes a block and is counted for it.
-    counted: bool,
+/// The tiers in the order in which a prompt is looked for in them.
+const MEDIA: [Medium; 4] = [Medium::Device, Medium::HostPinned, Medium::Disk, Medium::External];
+
+/// A rank's tiers.
+#[derive(Clone, Debug, Default)]
+struct Tiers {
+    device: Tier,
+    host: Tier,
+    disk: Tier,
+    external: Tier,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Open {
-    tail: Vec<TokenId>,
-    objects: Vec<u64>,
-    /// Pages that complete a block of which this page is a part.
-    completed_by: Vec<Key>,
-}
+impl Tiers {
+    fn of(&self, medium: Medium) -> &Tier {
+        match medium {
+            Medium::Device => &self.device,
+            Medium::HostPinned => &self.host,
+            Medium::Disk => &self.disk,
+            Medium::External => &self.external,
+        }
+    }
 
-/// Where the next page of a chain begins.
-#[derive(Clone, Debug, Default)]
-struct Cursor {
-    block: Option<SequenceHash>,
-    inner: Option<Key>,
-    tail: Vec<TokenId>,
-    objects: Vec<u64>,
+    fn of_mut(&mut self, medium: Medium) -> &mut Tier {
+        match medium {
+            Medium::Device => &mut self.device,
+            Medium::HostPinned => &mut self.host,
+            Medium::Disk => &mut self.disk,
+            Medium::External => &mut self.external,
+        }
+    }
+
+    fn pages(&self) -> usize {
+        MEDIA.map(|medium| self.of(medium).pages()).into_iter().sum()
+    }
+
+    /// A page in the tier that is asked for, or else in the first that has it.
+    fn page(&self, medium: Medium, key: Key) -> Option<&Page> {
+        let first = self.of(medium).page(key);
+        first.or_else(|| MEDIA.iter().find_map(|medium| self.of(*medium).page(key)))
+    }
 }
 
 /// One rank's cache.
@@ -101,12 +104,17 @@ pub struct Rank {
     shape: BlockShape,
     small_pages: bool,
     blocks_max: u64,
-    pages: ByPage<Page>,
-    passed_over: ByPage<u32>,
+    tiers: Tiers,
+    orphans: Orphans,
     groups: HashMap<u32, GroupKind>,
-    held: Arc<Held>,
     evidence: Evidence,
     counts: Counts,
+}
+
+/// Parts of a rank that one tier's step needs.
+struct Step<'r> {
+    tier: &'r mut Tier,
+    out: Out<'r>,
 }
 
 impl Rank {
@@ -126,53 +134,59 @@ impl Rank {
             shape,
             small_pages,
             blocks_max,
-            pages: ByPage::default(),
-            passed_over: ByPage::default(),
+            tiers: Tiers::default(),
+            orphans: Orphans::default(),
             groups: HashMap::new(),
-            held: Arc::default(),
             evidence: Evidence::None,
             counts: Counts::default(),
         }
     }
 
-    /// Applies one event and puts what it changes into `outbox` for `slot`.
-    pub fn apply(&mut self, event: &KvEvent, slot: WorkerSlot, outbox: &mut Outbox) {
+    /// Applies one event and puts what it changes into `sink`.
+    pub fn apply(&mut self, event: &KvEvent, sink: &mut Sink<'_>) {
         match event {
-            KvEvent::Stored(stored) => self.store(stored, slot, outbox),
-            KvEvent::Hashed(hashed) => self.store_hashed(hashed, slot, outbox),
-            KvEvent::Removed(removed) => self.remove(removed, slot, outbox),
-            KvEvent::Cleared => self.clear(slot, outbox),
+            KvEvent::Stored(stored) => self.store(stored, sink),
+            KvEvent::Hashed(hashed) => self.store_hashed(hashed, sink),
+            KvEvent::Removed(removed) => self.remove(removed, sink),
+            KvEvent::Cleared => self.clear(sink),
         }
     }
 
     /// Takes over what a whole account of the cache says, and puts only what
-    /// differs from what was known into `outbox`.
-    pub fn replace(&mut self, events: &[KvEvent], slot: WorkerSlot, outbox: &mut Outbox) {
+    /// differs from what was known into `sink`.
+    pub fn replace(&mut self, events: &[KvEvent], sink: &mut Sink<'_>) {
+        let before = MEDIA.map(|medium| self.tiers.of_mut(medium).take());
+        self.orphans = Orphans::default();
         let mut unsent = Outbox::default();
-        let before = core::mem::take(&mut self.held);
-        self.pages = ByPage::default();
-        self.passed_over = ByPage::default();
+        let mut aside =
+            Sink { slot: sink.slot, tiers: sink.tiers, slots: sink.slots, outbox: &mut unsent };
         for event in events {
-            self.apply(event, slot, &mut unsent);
+            self.apply(event, &mut aside);
             // What it would have sent is found by comparing.
-            unsent.discard();
+            aside.outbox.discard();
         }
-        for gone in before.keys().filter(|hash| !self.held.contains_key(hash)) {
-            outbox.removed(slot, *gone);
-        }
-        for new in self.held.keys().filter(|hash| !before.contains_key(hash)) {
-            outbox.stored(slot, *new);
+        for (medium, before) in MEDIA.into_iter().zip(before) {
+            let now = self.tiers.of(medium).held();
+            let Some(slot) = sink.slot_of(medium) else { continue };
+            for gone in before.keys().filter(|hash| !now.contains_key(hash)) {
+                sink.outbox.removed(slot, *gone);
+            }
+            for new in now.keys().filter(|hash| !before.contains_key(hash)) {
+                sink.outbox.stored(slot, *new);
+            }
         }
     }
 
-    /// Forgets all blocks.
-    pub fn clear(&mut self, slot: WorkerSlot, outbox: &mut Outbox) {
-        self.pages = ByPage::default();
-        self.passed_over = ByPage::default();
+    /// Forgets all blocks of all tiers: an engine that clears its cache, or a
+    /// relay that says so, means every tier that is the worker's own.
+    pub fn clear(&mut self, sink: &mut Sink<'_>) {
+        self.orphans = Orphans::default();
         self.counts.cleared += 1;
-        if !self.held.is_empty() {
-            self.held = Arc::default();
-            outbox.clear(slot);
+        for medium in MEDIA {
+            let held = self.tiers.of_mut(medium).take();
+            if let Some(slot) = sink.slot_of(medium).filter(|_| !held.is_empty()) {
+                sink.outbox.clear(slot);
+            }
         }
     }
 
@@ -182,22 +196,28 @@ impl Rank {
         self.groups = HashMap::new();
     }
 
-    /// What the rank holds, as it is now.
+    /// What a tier of the rank holds, as it is now.
     #[must_use]
-    pub fn held(&self) -> Arc<Held> {
-        Arc::clone(&self.held)
+    pub fn held(&self, medium: Medium) -> Arc<Held> {
+        Arc::clone(self.tiers.of(medium).held())
     }
 
-    /// Blocks the rank holds.
+    /// Blocks that a tier of the rank holds.
     #[must_use]
-    pub fn blocks(&self) -> usize {
-        self.held.len()
+    pub fn blocks(&self, medium: Medium) -> usize {
+        self.tiers.of(medium).held().len()
     }
 
-    /// Pages remembered.
+    /// Pages remembered, over all tiers.
     #[must_use]
     pub fn pages(&self) -> usize {
-        self.pages.len()
+        self.tiers.pages()
+    }
+
+    /// Blocks of lower tiers that wait for their parents.
+    #[must_use]
+    pub fn orphans(&self) -> usize {
+        self.orphans.len()
     }
 
     /// What its events have shown about its blocks.
@@ -222,21 +242,59 @@ impl Rank {
         &self.counts
     }
 
-    fn store(&mut self, stored: &Stored, slot: WorkerSlot, outbox: &mut Outbox) {
+    fn step<'r>(
+        &'r mut self,
+        medium: Medium,
+        slot: WorkerSlot,
+        sink: &'r mut Sink<'_>,
+    ) -> Step<'r> {
+        let out = Out { slot, outbox: sink.outbox, counts: &mut self.counts };
+        Step { tier: self.tiers.of_mut(medium), out }
+    }
+
+    /// The slot of a tier in which something is to be stored.
+    fn slot_for(&mut self, medium: Medium, sink: &mut Sink<'_>) -> Option<WorkerSlot> {
+        let slot = sink.slot_for(medium);
+        if slot.is_none() {
+            self.counts.note(Notice::NoTierSlot, 1);
+        }
+        slot
+    }
+
+    /// Whether a tier has room for one more page.
+    fn has_room(&self, medium: Medium, page_size: u32) -> bool {
+        let blocks_max = match medium {
+            Medium::Device => self.blocks_max,
+            // How much they hold is not said; more than the device, as a rule.
+            _ => self.blocks_max.max(RANK_BLOCKS_DEFAULT),
+        };
+        let pages_of_block = u64::from(self.shape.block_size / page_size.max(1));
+        (self.tiers.of(medium).pages() as u64) < blocks_max.saturating_mul(pages_of_block)
+            && (self.tiers.pages() as u64) < RANK_PAGES_MAX
+    }
+
+    fn store(&mut self, stored: &Stored, sink: &mut Sink<'_>) {
         if !self.is_ours(stored.medium, stored.group) || stored.pages.is_empty() {
             return;
         }
+        let medium = stored.medium;
+        let Some(slot) = self.slot_for(medium, sink) else { return };
         let group = stored.group.index.unwrap_or(0);
-        if let Err(notice) = self.check(stored) {
-            self.counts.note(notice, 1);
-            if notice == Notice::WrongBlockSize && self.evidence == Evidence::None {
-                self.evidence = Evidence::Mismatched;
-            }
-            self.pass_over(&stored.pages, group);
+        if medium != Medium::Device && stored.tokens.is_empty() {
+            self.store_named(stored, group, slot, sink);
             return;
         }
-        let Some((mut cursor, parent_seed)) = self.start(stored.parent, group) else {
-            self.counts.note(Notice::ParentUnknown, 1);
+        if let Err(notice) = self.check(stored) {
+            self.counts.note(notice, 1);
+            let is_first = self.evidence == Evidence::None && medium == Medium::Device;
+            if notice == Notice::WrongBlockSize && is_first {
+                self.evidence = Evidence::Mismatched;
+            }
+            self.tiers.of_mut(medium).pass_over(&stored.pages, group, &mut self.counts);
+            return;
+        }
+        let Some((mut cursor, parent_seed)) = self.start(medium, stored.parent, group) else {
+            self.note_parent_unknown(medium);
             return;
         };
         let own_seed =
@@ -248,11 +306,13 @@ impl Rank {
         };
         let page_tokens = stored.page_size as usize;
         let window = page_tokens + usize::from(stored.pairs);
+        let how = (seed, self.shape.block_size as usize);
         let mut objects = stored.objects.iter().peekable();
         for (at, engine) in stored.pages.iter().enumerate() {
+            let rest = stored.pages.get(at..).unwrap_or(&[]);
             if at >= stored.understood {
                 self.counts.note(Notice::UnknownKeys, 1);
-                self.pass_over(stored.pages.get(at..).unwrap_or(&[]), group);
+                self.tiers.of_mut(medium).pass_over(rest, group, &mut self.counts);
                 return;
             }
             while let Some(object) = objects.next_if(|object| object.page <= at) {
@@ -263,63 +323,157 @@ impl Rank {
                 return;
             };
             let key = (*engine, group);
-            let is_new = self.store_page(key, tokens, stored, seed, &mut cursor, slot, outbox);
-            if is_new.is_none() {
-                self.counts.note(Notice::PagesFull, stored.pages.len() - at);
+            let has_room = self.has_room(medium, stored.page_size);
+            let Step { tier, mut out } = self.step(medium, slot, sink);
+            if let Some(end) = tier.repeat(key, stored.parent.is_some(), &mut out) {
+                cursor = end;
+                continue;
+            }
+            if !has_room {
+                self.counts.note(Notice::PagesFull, rest.len());
                 return;
+            }
+            if tier.store(key, tokens, stored, how, &mut cursor, &mut out) {
+                self.evidence = Evidence::Proven;
+            }
+        }
+    }
+
+    /// Pages of a lower tier that are named without their tokens, as offloading
+    /// engines do: those that another tier holds are known from there.
+    fn store_named(&mut self, stored: &Stored, group: u32, slot: WorkerSlot, sink: &mut Sink<'_>) {
+        let medium = stored.medium;
+        for engine in &stored.pages {
+            let key = (*engine, group);
+            // Of the smallest size that pages may have: no more than in a tier
+            // of whole blocks.
+            let has_room = self.has_room(medium, self.shape.block_size);
+            let known = self.tiers.page(medium, key).cloned();
+            let Step { tier, mut out } = self.step(medium, slot, sink);
+            if tier.repeat(key, false, &mut out).is_some() {
+                continue;
+            }
+            match known {
+                Some(page) if has_room => {
+                    tier.store_known(key, &page, &mut out);
+                }
+                Some(_) => self.counts.note(Notice::PagesFull, 1),
+                None => {
+                    tier.pass_over(&[*engine], group, out.counts);
+                    self.counts.note(Notice::Placeholder, 1);
+                }
             }
         }
     }
 
     /// Blocks whose hashes a relay has computed. Each is a page of its own.
-    fn store_hashed(&mut self, hashed: &Hashed, slot: WorkerSlot, outbox: &mut Outbox) {
-        if hashed.medium != Medium::Device {
-            self.counts.note(Notice::LowerTier, 1);
-            return;
-        }
-        let Some((mut cursor, _)) = self.start(hashed.parent, 0) else {
-            self.counts.note(Notice::ParentUnknown, 1);
+    fn store_hashed(&mut self, hashed: &Hashed, sink: &mut Sink<'_>) {
+        let medium = hashed.medium;
+        let Some(slot) = self.slot_for(medium, sink) else { return };
+        let Some((cursor, _)) = self.start(medium, hashed.parent, 0) else {
+            self.note_parent_unknown(medium);
+            if let (Some(parent), false) = (hashed.parent, medium == Medium::Device) {
+                self.let_wait(medium, parent, &hashed.blocks);
+            }
             return;
         };
+        let mut before = cursor.block;
         for (at, (engine, hash)) in hashed.blocks.iter().enumerate() {
-            let key = (*engine, 0);
             if hashed.parent == Some(*engine) {
                 self.counts.note(Notice::SelfReference, 1);
                 return;
             }
-            let block = Some(sequence_hash(cursor.block, *hash));
-            if let Some(page) = self.pages.get(&key) {
-                // The relay has counted the copies: it says one removal for all.
-                self.counts.note(Notice::Repeated, 1);
-                if page.block != block {
-                    // The same name for other tokens: what follows hangs on the
-                    // block that is known by it.
-                    self.counts.note(Notice::SelfReference, 1);
-                    return;
-                }
-                cursor.block = block;
-                continue;
-            }
-            if self.pages.len() as u64 >= self.blocks_max.min(RANK_PAGES_MAX) {
-                self.counts.note(Notice::PagesFull, hashed.blocks.len() - at);
+            let block = sequence_hash(before, *hash);
+            if let Err(notice) = self.store_block(medium, *engine, block, slot, sink) {
+                let is_full = notice == Notice::PagesFull;
+                self.counts.note(notice, if is_full { hashed.blocks.len() - at } else { 1 });
                 return;
             }
-            let page = Page { copies: 1, seed: 0, block, inner: None, open: None, counted: true };
-            self.pages.insert(key, page);
-            cursor.block = block;
-            // The relay hashes blocks of the card's size only.
-            self.evidence = Evidence::Proven;
-            self.hold(block, slot, outbox);
+            before = Some(block);
+            self.adopt(*engine, block, sink);
         }
+    }
+
+    /// Stores one block. If it cannot be, nor can what follows it.
+    fn store_block(
+        &mut self,
+        medium: Medium,
+        engine: EngineHash,
+        block: SequenceHash,
+        slot: WorkerSlot,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Notice> {
+        let key = (engine, 0);
+        if let Some(page) = self.tiers.of(medium).page(key) {
+            let is_same = page.block == Some(block);
+            // The relay has counted the copies: it says one removal for all.
+            self.counts.note(Notice::Repeated, 1);
+            // The same name for other tokens: what follows hangs on the block
+            // that is known by it.
+            return if is_same { Ok(()) } else { Err(Notice::SelfReference) };
+        }
+        if !self.has_room(medium, self.shape.block_size) {
+            return Err(Notice::PagesFull);
+        }
+        if !self.orphans.is_empty() {
+            // Its parent is another one, and known.
+            self.orphans.remove((medium, engine));
+        }
+        let Step { tier, mut out } = self.step(medium, slot, sink);
+        tier.store_block(key, block, &mut out);
+        // The relay hashes blocks of the card's size only.
+        self.evidence = Evidence::Proven;
+        Ok(())
+    }
+
+    /// Lets blocks of a lower tier wait for the one before them.
+    fn let_wait(
+        &mut self,
+        medium: Medium,
+        mut parent: EngineHash,
+        blocks: &[(EngineHash, BlockHash)],
+    ) {
+        for (at, (engine, hash)) in blocks.iter().enumerate() {
+            let is_known = *engine == parent || self.tiers.of(medium).page((*engine, 0)).is_some();
+            if is_known {
+                self.counts.note(Notice::SelfReference, 1);
+                return;
+            }
+            if !self.orphans.add((medium, *engine), parent, *hash) {
+                self.counts.note(Notice::OrphansFull, blocks.len() - at);
+                return;
+            }
+            parent = *engine;
+        }
+    }
+
+    /// Stores the blocks that have waited for one, and those behind them.
+    fn adopt(&mut self, engine: EngineHash, block: SequenceHash, sink: &mut Sink<'_>) {
+        if self.orphans.is_empty() {
+            return;
+        }
+        let mut known = vec![(engine, block)];
+        while let Some((parent, before)) = known.pop() {
+            for ((medium, engine), hash) in self.orphans.of_parent(parent) {
+                let block = sequence_hash(Some(before), hash);
+                let Some(slot) = self.slot_for(medium, sink) else { continue };
+                match self.store_block(medium, engine, block, slot, sink) {
+                    Ok(()) => known.push((engine, block)),
+                    Err(notice) => self.counts.note(notice, 1),
+                }
+            }
+        }
+    }
+
+    fn note_parent_unknown(&mut self, medium: Medium) {
+        let is_lower = medium != Medium::Device;
+        let notice = if is_lower { Notice::LowerTierOrphan } else { Notice::ParentUnknown };
+        self.counts.note(notice, 1);
     }
 
     /// Whether an event is about the cache that is indexed. Learns kinds of
     /// groups from those that name them.
     fn is_ours(&mut self, medium: Medium, group: Group) -> bool {
-        if medium != Medium::Device {
-            self.counts.note(Notice::LowerTier, 1);
-            return false;
-        }
         let index = group.index.unwrap_or(0);
         let known = self.groups.get(&index).copied();
         if let Some(kind) = group.kind
@@ -333,7 +487,8 @@ impl Rank {
         }
         let is_main = match group.kind.or(known) {
             Some(kind) => kind == GroupKind::Main,
-            None => index == 0,
+            // What stores on disks and beyond numbers groups in its own way.
+            None => index == 0 || matches!(medium, Medium::Disk | Medium::External),
         };
         if !is_main {
             self.counts.note(Notice::OtherGroup, 1);
@@ -364,201 +519,41 @@ impl Rank {
         Ok(())
     }
 
-    /// Where a chain continues after `parent`, and the seed it has there;
-    /// `None` if the parent is not known.
-    fn start(&self, parent: Option<EngineHash>, group: u32) -> Option<(Cursor, Option<u64>)> {
+    /// Where a chain of a tier continues after `parent`, and the seed it has
+    /// there; `None` if the parent is in no tier.
+    fn start(
+        &self,
+        medium: Medium,
+        parent: Option<EngineHash>,
+        group: u32,
+    ) -> Option<(Cursor, Option<u64>)> {
         let Some(parent) = parent else {
             return Some((Cursor::default(), None));
         };
         let key = (parent, group);
-        let page = self.pages.get(&key)?;
+        let page = match medium {
+            // What is on the device has all before it there, too.
+            Medium::Device => self.tiers.device.page(key)?,
+            _ => self.tiers.page(medium, key)?,
+        };
         Some((page.end(key), Some(page.seed)))
     }
 
-    /// Stores one page and moves the cursor behind it. Returns whether it is
-    /// new, or `None` if there is no room for it.
-    #[expect(clippy::too_many_arguments, reason = "one step of a loop, split off to be read alone")]
-    fn store_page(
-        &mut self,
-        key: Key,
-        tokens: &[TokenId],
-        event: &Stored,
-        seed: u64,
-        cursor: &mut Cursor,
-        slot: WorkerSlot,
-        outbox: &mut Outbox,
-    ) -> Option<bool> {
-        if let Some(page) = self.pages.get_mut(&key) {
-            if event.parent.is_some() {
-                page.copies = page.copies.saturating_add(1).min(PAGE_COPIES_MAX);
-            }
-            self.counts.note(Notice::Repeated, 1);
-            *cursor = page.end(key);
-            let (block, inner) = (page.block, page.inner);
-            // It lost a page inside its block, which may have come back.
-            if page.open.is_none() && !page.counted && self.enter(key, inner) {
-                if let Some(page) = self.pages.get_mut(&key) {
-                    page.counted = true;
-                }
-                self.hold(block, slot, outbox);
-            }
-            return Some(false);
-        }
-        let pages_of_block = u64::from(self.shape.block_size / event.page_size.max(1));
-        if self.pages.len() as u64
-            >= self.blocks_max.saturating_mul(pages_of_block).min(RANK_PAGES_MAX)
-        {
-            return None;
-        }
-        let page = self.new_page(key, tokens, event, seed, cursor);
-        let completed = page.counted.then_some(page.block);
-        *cursor = page.end(key);
-        self.pages.insert(key, page);
-        if let Some(block) = completed {
-            self.evidence = Evidence::Proven;
-            self.hold(block, slot, outbox);
-        }
-        Some(true)
-    }
-
-    /// Builds the page at the cursor, and enters it into the pages before it if
-    /// it completes their block.
-    fn new_page(
-        &mut self,
-        key: Key,
-        tokens: &[TokenId],
-        event: &Stored,
-        seed: u64,
-        cursor: &mut Cursor,
-    ) -> Page {
-        let block_tokens = self.shape.block_size as usize;
-        let mut tail = core::mem::take(&mut cursor.tail);
-        let objects = core::mem::take(&mut cursor.objects);
-        if tail.len() + event.page_size as usize >= block_tokens {
-            let hash = if tail.is_empty() && objects.is_empty() {
-                block_hash(tokens, seed)
-            } else {
-                tail.extend_from_slice(tokens);
-                block_hash_with_objects(&tail, &objects, seed)
-            };
-            let block = Some(sequence_hash(cursor.block, hash));
-            let inner = cursor.inner;
-            let counted = self.enter(key, inner);
-            return Page { copies: 1, seed, block, inner, open: None, counted };
-        }
-        // The second part of the last pair belongs to the next page as well.
-        tail.extend(tokens.iter().take(event.page_size as usize));
-        let open = Some(Box::new(Open { tail, objects, completed_by: Vec::new() }));
-        let (block, inner) = (cursor.block, cursor.inner);
-        Page { copies: 1, seed, block, inner, open, counted: false }
-    }
-
-    /// Enters a page that completes a block into the other pages of the block.
-    /// Returns whether all of them are there and have room.
-    fn enter(&mut self, key: Key, mut inner: Option<Key>) -> bool {
-        while let Some(at) = inner {
-            let Some(page) = self.pages.get_mut(&at) else { return false };
-            let Some(open) = page.open.as_mut() else { return false };
-            if !open.completed_by.contains(&key) {
-                if open.completed_by.len() >= PAGE_COMPLETED_BY_MAX {
-                    self.counts.note(Notice::PagesFull, 1);
-                    return false;
-                }
-                open.completed_by.push(key);
-            }
-            inner = page.inner;
-        }
-        true
-    }
-
-    /// Takes a page that went out of the other pages of its block.
-    fn leave(&mut self, key: Key, mut inner: Option<Key>) {
-        while let Some(page) = inner.and_then(|at| self.pages.get_mut(&at)) {
-            if let Some(open) = page.open.as_mut() {
-                open.completed_by.retain(|other| *other != key);
-            }
-            inner = page.inner;
-        }
-    }
-
-    fn pass_over(&mut self, pages: &[EngineHash], group: u32) {
-        for engine in pages {
-            let key = (*engine, group);
-            if let Some(copies) = self.passed_over.get_mut(&key) {
-                *copies = copies.saturating_add(1);
-            } else if self.passed_over.len() < RANK_PASSED_OVER_MAX {
-                self.passed_over.insert(key, 1);
-            } else {
-                self.counts.note(Notice::PassedOverFull, 1);
-            }
-        }
-    }
-
-    fn remove(&mut self, removed: &Removed, slot: WorkerSlot, outbox: &mut Outbox) {
+    fn remove(&mut self, removed: &Removed, sink: &mut Sink<'_>) {
         if !self.is_ours(removed.medium, removed.group) {
             return;
         }
+        let medium = removed.medium;
         let group = removed.group.index.unwrap_or(0);
         for engine in &removed.pages {
-            let key = (*engine, group);
-            if let Some(copies) = self.passed_over.get_mut(&key) {
-                *copies -= 1;
-                if *copies == 0 {
-                    self.passed_over.remove(&key);
-                }
-                continue;
+            let mut is_known = self.orphans.remove((medium, *engine));
+            if let Some(slot) = sink.slot_of(medium) {
+                let Step { tier, mut out } = self.step(medium, slot, sink);
+                is_known |= tier.remove((*engine, group), &mut out);
             }
-            self.remove_page(key, slot, outbox);
-        }
-    }
-
-    fn remove_page(&mut self, key: Key, slot: WorkerSlot, outbox: &mut Outbox) {
-        let Entry::Occupied(mut entry) = self.pages.entry(key) else {
-            self.counts.note(Notice::RemovedUnknown, 1);
-            return;
-        };
-        if entry.get().copies > 1 {
-            entry.get_mut().copies -= 1;
-            return;
-        }
-        let page = entry.remove();
-        if page.counted {
-            self.release(page.block, slot, outbox);
-        }
-        if page.open.is_none() {
-            self.leave(key, page.inner);
-        }
-        for completing in page.open.map(|open| open.completed_by).unwrap_or_default() {
-            if let Some(last) = self.pages.get_mut(&completing)
-                && core::mem::take(&mut last.counted)
-            {
-                let block = last.block;
-                self.release(block, slot, outbox);
+            if !is_known {
+                self.counts.note(Notice::RemovedUnknown, 1);
             }
-        }
-    }
-
-    /// One more page completes a block.
-    fn hold(&mut self, block: Option<SequenceHash>, slot: WorkerSlot, outbox: &mut Outbox) {
-        let Some(block) = block else { return };
-        let pages = Arc::make_mut(&mut self.held).entry(block).or_insert(0);
-        *pages += 1;
-        if *pages == 1 {
-            self.counts.stored += 1;
-            outbox.stored(slot, block);
-        }
-    }
-
-    /// One page less completes a block.
-    fn release(&mut self, block: Option<SequenceHash>, slot: WorkerSlot, outbox: &mut Outbox) {
-        let Some(block) = block else { return };
-        let held = Arc::make_mut(&mut self.held);
-        let Entry::Occupied(mut pages) = held.entry(block) else { return };
-        *pages.get_mut() -= 1;
-        if *pages.get() == 0 {
-            pages.remove();
-            self.counts.removed += 1;
-            outbox.removed(slot, block);
         }
     }
 }
@@ -578,19 +573,4 @@ fn has_twice(pages: &[EngineHash]) -> bool {
         rest = after;
     }
     false
-}
-
-impl Page {
-    /// Where the next page begins if it follows this one, called `key`.
-    fn end(&self, key: Key) -> Cursor {
-        match &self.open {
-            None => Cursor { block: self.block, ..Cursor::default() },
-            Some(open) => Cursor {
-                block: self.block,
-                inner: Some(key),
-                tail: open.tail.clone(),
-                objects: open.objects.clone(),
-            },
-        }
-    }
 }

@@ -3,13 +3,15 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "the tests' own small numbers")]
 
+mod tiers;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proptest::prelude::*;
 use warmpath_core::delta::{Delta, Operation};
-use warmpath_core::event::{Group, GroupKind, Medium, Removed, Stored};
+use warmpath_core::event::{Group, GroupKind, Hashed, Medium, Removed, Stored};
 use warmpath_core::hash::{Salt, sequence_hashes};
-use warmpath_core::ids::{DpRank, EngineHash, SequenceHash, TokenId, WorkerId};
+use warmpath_core::ids::{BlockHash, DpRank, EngineHash, SequenceHash, TokenId, WorkerId};
 
 use super::counts::Notice;
 use super::rank::Evidence;
@@ -263,7 +265,7 @@ fn only_the_main_attention_on_the_device_is_indexed() {
     );
     assert_eq!(held(&state, slot).len(), 0);
     assert_eq!(state.counts().of(Notice::OtherGroup), 3);
-    assert_eq!(state.counts().of(Notice::LowerTier), 1);
+    assert_eq!(state.tracked().next().unwrap().rank.blocks(Medium::HostPinned), 1);
     state.apply(slot, &[event(5, group(2, main), Medium::Device)]);
     assert_eq!(held(&state, slot).len(), 1);
     let take_back = |index| {
@@ -543,8 +545,12 @@ proptest! {
         for event in events {
             state.apply(slot, &[event]);
             index.apply(state.all_deltas());
-            prop_assert_eq!(index.of(slot), held(&state, slot));
-            prop_assert!(state.tracked().next().unwrap().rank.pages() <= 12 * 4);
+            for (slot, blocks) in state.held() {
+                prop_assert_eq!(index.of(slot), blocks.keys().map(|hash| hash.0).collect());
+            }
+            let rank = &state.tracked().next().unwrap().rank;
+            // Names are few: eight, in three groups and four tiers.
+            prop_assert!(rank.pages() <= 8 * 3 * 4 && rank.orphans() <= 8 * 3);
         }
     }
 }
@@ -566,18 +572,36 @@ fn odd_event() -> impl Strategy<Value = KvEvent> {
         group.clone(),
         any::<bool>(),
         0_usize..6,
+        medium(),
     )
-        .prop_map(|(pages, parent, page_size, tokens, group, exact, understood)| {
+        .prop_map(|(pages, parent, page_size, tokens, group, exact, understood, medium)| {
             let count = if exact { pages.len() * page_size as usize } else { tokens };
             let tokens: Vec<TokenId> = (0..count as u32).collect();
             let event = stored(&pages, parent, &tokens, page_size);
-            KvEvent::Stored(Stored { group, understood: understood.min(pages.len()), ..event })
+            let understood = understood.min(pages.len());
+            KvEvent::Stored(Stored { group, understood, medium, ..event })
         });
-    let removed_event = (pages, group).prop_map(|(pages, group)| {
+    let hashed_event = (pages.clone(), prop::option::of(0_u64..8), medium()).prop_map(
+        |(pages, parent, medium)| {
+            let block = |page: u64| (EngineHash(page), BlockHash(page % 4));
+            let blocks = pages.into_iter().map(block).collect();
+            KvEvent::Hashed(Hashed { blocks, parent: parent.map(EngineHash), medium })
+        },
+    );
+    let removed_event = (pages, group, medium()).prop_map(|(pages, group, medium)| {
         let pages = pages.into_iter().map(EngineHash).collect();
-        KvEvent::Removed(Removed { pages, medium: Medium::Device, group })
+        KvEvent::Removed(Removed { pages, medium, group })
     });
-    prop_oneof![6 => stored_event, 3 => removed_event, 1 => Just(KvEvent::Cleared)]
+    prop_oneof![
+        6 => stored_event, 4 => hashed_event, 4 => removed_event, 1 => Just(KvEvent::Cleared),
+    ]
+}
+
+fn medium() -> impl Strategy<Value = Medium> {
+    prop_oneof![
+        3 => Just(Medium::Device), 2 => Just(Medium::HostPinned), 1 => Just(Medium::Disk),
+        1 => Just(Medium::External),
+    ]
 }
 
 #[test]

@@ -154,10 +154,7 @@ fn read_change(
         (Ok("removed"), Some(medium)) => match read_removed(&mut data, medium) {
             Ok(removed) => (Change::Event(KvEvent::Removed(removed)), None),
             // What may be gone is never reported as held.
-            Err(_) if medium == Medium::Device => {
-                (Change::Event(KvEvent::Cleared), Some(Skip::Malformed))
-            }
-            Err(_) => skip(Skip::Malformed),
+            Err(_) => (Change::Event(KvEvent::Cleared), Some(Skip::Malformed)),
         },
         (Ok(_), _) => skip(Skip::UnknownEvent),
         (Err(_), _) => skip(Skip::Malformed),
