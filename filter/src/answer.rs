@@ -1,9 +1,10 @@
 //! Answer: what the gateway says itself, in the form that OpenAI's clients read.
 
 use warmpath_core::demands::Refusal;
+use warmpath_core::headers::{DP_RANK, PREFILL_DP_RANK, PREFILL_WORKER, WORKER};
 use warmpath_core::reason::Reason;
 use warmpath_core::request::RequestError;
-use warmpath_core::route::Unplaced;
+use warmpath_core::route::{LegKind, Unplaced};
 
 use crate::host;
 use crate::http::Next;
@@ -55,7 +56,20 @@ impl Answer {
     ///
     /// - `overload_status`: where all workers are overloaded; Dynamo's is 529.
     pub(crate) fn unplaced(unplaced: Unplaced, overload_status: u16) -> Self {
-        Self::of_reason(unplaced.reason(), overload_status)
+        let answer = Self::of_reason(unplaced.reason(), overload_status);
+        let (leg, names, what) = match unplaced {
+            Unplaced::UnknownPin(LegKind::Serving) => ("worker", WORKER, "is not one that serves"),
+            Unplaced::UnknownPin(LegKind::Prefill) => {
+                ("prefill worker", PREFILL_WORKER, "is not one that computes prompts for")
+            }
+            Unplaced::UnknownRank(LegKind::Serving) => ("rank", DP_RANK, "fits no worker of"),
+            Unplaced::UnknownRank(LegKind::Prefill) => {
+                ("prefill rank", PREFILL_DP_RANK, "fits no worker of")
+            }
+            _ => return answer,
+        };
+        let message = format!("the {leg} that `{names}` or `nvext` names {what} this model");
+        Self { message, param: Some(names), ..answer }
     }
 
     fn of_reason(reason: Reason, overload_status: u16) -> Self {
@@ -63,11 +77,7 @@ impl Answer {
             Reason::PrefillUnavailable => {
                 (503, true, "no prefill worker is available for this request")
             }
-            Reason::UnknownPin => (
-                400,
-                false,
-                "the worker or rank that the request names is not one that serves its model",
-            ),
+            Reason::UnknownPin => (400, false, "the request names a worker that is not there"),
             Reason::ConstraintsUnsatisfied => {
                 (503, false, "no worker satisfies the routing constraints of this request")
             }
@@ -136,6 +146,21 @@ mod tests {
         }
         assert_eq!(Answer::of_reason(Reason::Overloaded, 503).status, 503);
         assert_eq!(Answer::unplaced(Unplaced::NoWorkers, 529).status, 503);
+    }
+
+    #[test]
+    fn pins_that_fit_nobody_are_named() {
+        use LegKind::{Prefill, Serving};
+        for (unplaced, name) in [
+            (Unplaced::UnknownPin(Serving), "x-dynamo-worker-instance-id"),
+            (Unplaced::UnknownPin(Prefill), "x-dynamo-prefill-instance-id"),
+            (Unplaced::UnknownRank(Serving), "x-dynamo-dp-rank"),
+            (Unplaced::UnknownRank(Prefill), "x-dynamo-prefill-dp-rank"),
+        ] {
+            let answer = Answer::unplaced(unplaced, 529);
+            assert_eq!((answer.status, answer.param), (400, Some(name)));
+            assert!(answer.message.contains(name), "{}", answer.message);
+        }
     }
 
     #[test]

@@ -104,11 +104,6 @@ impl Stream {
         let Some(endpoint) = headers.endpoint() else {
             return stream.leave(Reason::NotOurPath);
         };
-        let mode = stream.config.mode;
-        if mode == Mode::Body && endpoint == Endpoint::Embeddings {
-            // Nothing tells a frontend which worker is to serve it.
-            return stream.leave(Reason::NotOurPath);
-        }
         match headers.read(&stream.config) {
             Ok(intake) => stream.intake = intake,
             Err(refusal) => return stream.refuse(&Answer::refused(refusal)),
@@ -125,7 +120,7 @@ impl Stream {
             return next.unwrap_or(Next::Continue);
         }
         stream.phase = Phase::Collecting(endpoint);
-        match mode {
+        match stream.config.mode {
             Mode::Endpoint if pairing::may_hold(stream.context, this) => Next::Pause,
             Mode::Endpoint => {
                 let next = stream.decide_by_load(Reason::WrongPairing, length.unwrap_or(0));
@@ -195,6 +190,12 @@ impl Stream {
     fn decide_on(&mut self, endpoint: Endpoint, body: &[u8]) -> Next {
         let envelope = Envelope::scan(body);
         let request = envelope.as_ref().map_err(|err| *err).and_then(|e| e.read(endpoint));
+        if self.config.mode == Mode::Body && !endpoint.reads_nvext() {
+            // Nothing tells a frontend which worker is to serve it.
+            let next = self.leave(Reason::NotOurPath);
+            self.hand_over(endpoint, envelope.ok().as_ref(), None, body.len());
+            return next;
+        }
         let nvext = request.as_ref().ok().and_then(|request| request.nvext.as_ref());
         let demands = match self.intake.demands(nvext) {
             Ok(demands) => demands,
@@ -222,7 +223,7 @@ impl Stream {
         let next = self.place(&prepared).unwrap_or(Next::Continue);
         if next == Next::Continue {
             self.count_prediction(&prepared);
-            self.hand_over(endpoint, envelope.ok().as_ref(), &prepared, body.len());
+            self.hand_over(endpoint, envelope.ok().as_ref(), Some(&prepared), body.len());
         }
         next
     }
@@ -279,7 +280,7 @@ impl Stream {
         &mut self,
         endpoint: Endpoint,
         envelope: Option<&Envelope<'_>>,
-        prepared: &Prepared,
+        prepared: Option<&Prepared>,
         len: usize,
     ) {
         let names_in_body = self.config.mode == Mode::Body && endpoint.reads_nvext();
@@ -288,8 +289,9 @@ impl Stream {
         }
         let Some(envelope) = envelope else { return };
         let choice = self.placed.as_ref().map(|placed| &placed.choice);
-        let may_replace = self.config.token_data && prepared.is_exact() && choice.is_some();
-        let tokens = Some(prepared.tokens.as_slice()).filter(|t| may_replace && !t.is_empty());
+        let may_replace = self.config.token_data && choice.is_some();
+        let exact = prepared.filter(|prepared| may_replace && prepared.is_exact());
+        let tokens = exact.map(|prepared| prepared.tokens.as_slice());
         let named = choice.filter(|_| names_in_body).map(Choice::handover);
         if named.is_none() && tokens.is_none() && envelope.splice.nvext.is_empty() {
             return;
