@@ -268,7 +268,9 @@ impl Settings {
     ///
     /// Everything that is wrong.
     pub fn validate(&self) -> Result<(), Vec<Wrong>> {
-        Draft::of(*self).finish().map(drop)
+        let finished = Draft::of(*self).finish()?;
+        // What follows from other fields must have been filled in.
+        if finished == *self { Ok(()) } else { Err(vec![Wrong::unfinished()]) }
     }
 }
 

@@ -55,6 +55,14 @@ pub struct Wrong {
     pub why: String,
 }
 
+impl Wrong {
+    /// Settings that no draft gives.
+    pub(super) fn unfinished() -> Self {
+        let field = "conditional_disagg_prefill_busy_threshold";
+        Self { field, why: "must be set for this `conditional_disagg_policy`".to_owned() }
+    }
+}
+
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` {}", self.field, self.why)

@@ -163,6 +163,13 @@ fn numbers_out_of_range_are_refused_on_the_wire() {
         Settings { host_cache_hit_weight: 1.5, ..Settings::default() },
         Settings { router_queue_threshold: Some(f64::NAN), ..Settings::default() },
         Settings { overload_status: 200, ..Settings::default() },
+        Settings {
+            conditional_disagg: Some(ConditionalDisagg {
+                policy: ConditionalDisaggPolicy::PrefillLoad,
+                ..ConditionalDisagg::default()
+            }),
+            ..full()
+        },
         Settings { active_request_expiry_ms: 999, ..Settings::default() },
         Settings { router_ttl_ms: u64::MAX, ..Settings::default() },
         Settings { router_track_output_blocks: true, router_track_active_blocks: false, ..full() },

@@ -9,6 +9,7 @@ use warmpath_core::frame::{Frame, Kind};
 use warmpath_core::ids::{DpRank, SequenceHash, Worker, WorkerId, WorkerSlot};
 use warmpath_core::render::Flavour;
 use warmpath_core::roster::{Adapter, Parity, Role, Roster, RosterWorker, TierSlots};
+use warmpath_core::settings::{Draft, Field, RouterSettings, Value};
 
 use super::fixtures::text;
 
@@ -70,7 +71,26 @@ pub(super) fn bodies() -> Vec<(Kind, Vec<u8>)> {
         (Kind::SnapshotStart, SnapshotStart { blocks: 2 }.encode()),
         (Kind::SnapshotPart, delta),
         (Kind::SnapshotEnd, Vec::new()),
+        (Kind::Settings, settings().encode()),
     ]
+}
+
+/// Settings of which every part is present in one or the other.
+fn settings() -> RouterSettings {
+    let mut draft = Draft::default();
+    for (name, value) in [
+        ("worker_selection_policy", Value::Word("dynamo-two-tier-cost-fn")),
+        ("router_prefill_policy", Value::Word("default")),
+        ("router_queue_threshold", Value::Number(1.5)),
+        ("conditional_disagg_enabled", Value::Flag(true)),
+        ("session_affinity_ttl_secs", Value::Number(60.0)),
+        ("busy_threshold", Value::Number(0.5)),
+    ] {
+        let field = Field::find(name).expect("a field");
+        draft.set(field, value).expect("in range");
+    }
+    let own = draft.finish().expect("no contradiction");
+    RouterSettings { of_models: vec![(1, own)], ..RouterSettings::default() }
 }
 
 pub(super) fn check(data: &[u8]) {
@@ -102,6 +122,7 @@ pub(super) fn kind_of(byte: u8) -> Option<Kind> {
         6 => Kind::SnapshotStart,
         7 => Kind::SnapshotPart,
         8 => Kind::SnapshotEnd,
+        10 => Kind::Settings,
         _ => return None,
     })
 }
@@ -120,6 +141,13 @@ fn check_body(kind: Kind, body: &[u8]) {
         Kind::Card => {
             let Ok(cards) = Cards::decode(body) else { return };
             assert_eq!(Cards::decode(&cards.encode()).as_ref(), Ok(&cards));
+        }
+        Kind::Settings => {
+            let Ok(settings) = RouterSettings::decode(body) else { return };
+            assert_eq!(settings.encode(), body);
+            for (_, own) in &settings.of_models {
+                assert_eq!(own.validate(), Ok(()));
+            }
         }
         Kind::SnapshotStart => {
             let Ok(start) = SnapshotStart::decode(body) else { return };
