@@ -45,6 +45,7 @@ use crate::source::{SharedView, Transports, Update, View};
 use crate::state::State;
 use crate::state::counts::Counts;
 use crate::state::rank::Held;
+use crate::usage::Usages;
 
 /// The index as it was after one log frame.
 #[derive(Clone, Debug)]
@@ -173,8 +174,8 @@ pub struct Keeper {
     /// What filters were told last.
     settings_told: Option<RouterSettings>,
     problems: Vec<Problem>,
-    /// How busy each listed rank is.
-    loads: BTreeMap<Worker, RankLoad>,
+    /// What each listed rank has said of its load.
+    usages: Usages,
     load_streams: Loads,
     has_list: bool,
     has_published: bool,
@@ -217,7 +218,7 @@ impl Keeper {
             own_settings: BTreeMap::new(),
             settings_told: None,
             problems: Vec::new(),
-            loads: BTreeMap::new(),
+            usages: Usages::default(),
             load_streams: Loads::default(),
             has_list: false,
             has_published: false,
@@ -249,7 +250,9 @@ impl Keeper {
             // has passed would be waited for in a loop without rest.
             let roster_at = self.roster_at.filter(|_| self.may_publish(Instant::now()));
             let gate_at = (!self.is_open() && self.has_list).then_some(self.deadline);
-            let next = [self.flush_at, roster_at, gate_at].into_iter().flatten().min();
+            let usage_at = self.usages.due_at().filter(|_| self.has_published);
+            let times = [self.flush_at, roster_at, gate_at, usage_at];
+            let next = times.into_iter().flatten().min();
             tokio::select! {
                 () = stop.cancelled() => return,
                 update = self.updates.recv() => {
@@ -301,6 +304,9 @@ impl Keeper {
         }
         if self.roster_at.is_some_and(|at| at <= now) && self.may_publish(now) {
             self.publish_roster();
+        }
+        if self.has_published && self.usages.due_at().is_some_and(|at| at <= now) {
+            self.publish_usage(now);
         }
         self.try_open(now);
     }
@@ -357,6 +363,14 @@ impl Keeper {
         self.append(Kind::Roster, &roster.encode());
     }
 
+    /// Tells how full caches are, if there is something to tell. Before a roster
+    /// is written nobody knows whose slots are meant.
+    fn publish_usage(&mut self, now: Instant) {
+        if let Some(body) = self.usages.look(self.state.tracked(), now) {
+            self.shared.usage.put(body);
+        }
+    }
+
     fn append(&self, kind: Kind, body: &[u8]) {
         if body.len() > FRAME_BODY_BYTES_MAX {
             // Limits of what is put in make this impossible; a filter would
@@ -389,9 +403,7 @@ impl Keeper {
                 }
             }
             Update::Load(worker, load) => {
-                if let Some(known) = self.loads.get_mut(&worker) {
-                    known.merge(&load);
-                } else {
+                if !self.usages.take(&worker, &load, Instant::now()) {
                     self.metrics.load_dropped("not_listed");
                 }
             }
@@ -493,10 +505,10 @@ impl Keeper {
         let changes = self.state.set_workers(&specs);
         for (worker, slot) in &changes.removed {
             self.followed.remove(&slot.0);
-            self.loads.remove(worker);
+            self.usages.remove(worker, Instant::now());
         }
         for (worker, _) in &changes.added {
-            self.loads.insert(*worker, RankLoad::default());
+            self.usages.add(*worker);
         }
         self.load_streams.follow(fleet.load_streams, &self.starter);
         let mut slots: BTreeMap<Worker, WorkerSlot> = changes.added.iter().copied().collect();
@@ -626,7 +638,7 @@ impl Keeper {
                         .view
                         .as_ref()
                         .map(|view| *view.lock().unwrap_or_else(PoisonError::into_inner)),
-                    load: self.loads.get(&tracked.spec.worker).copied().unwrap_or_default(),
+                    load: self.usages.of(&tracked.spec.worker),
                 })
             })
             .collect();

@@ -22,6 +22,8 @@ pub mod adapter;
 
 pub mod state;
 
+pub mod usage;
+
 pub mod keeper;
 
 pub mod publish;

@@ -333,6 +333,16 @@ pub const LOAD_STREAMS_MAX: usize = 3 * warmpath_core::limits::ROSTER_WORKERS_MA
 /// Ranks that one stream of load may speak of.
 pub const LOAD_RANKS_MAX: usize = 4_096;
 
+/// Shortest time between two looks at how full caches are.
+pub const USAGE_AFTER: Duration = Duration::from_millis(100);
+
+/// Longest time until filters are told again.
+pub const USAGE_EVERY: Duration = Duration::from_secs(2);
+
+/// Age from which a share is not known any more, if whoever says it does so at
+/// least every second. What is said on change only does not age.
+pub const USAGE_STALE_AFTER: Duration = Duration::from_secs(10);
+
 /// Shortest time between two accounts of one rank's load.
 pub const LOAD_EVERY: Duration = Duration::from_millis(100);
 

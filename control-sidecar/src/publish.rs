@@ -16,3 +16,4 @@ pub mod follow;
 pub mod log;
 pub mod service;
 pub mod snapshot;
+pub mod usage;

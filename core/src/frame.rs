@@ -71,6 +71,9 @@ pub enum Kind {
     BlobPart = 9,
     /// Down, in the log: [`crate::settings`], of all models.
     Settings = 10,
+    /// Down, beside the log, when it has changed and every few seconds: how full
+    /// the workers' caches are ([`crate::cache_usage`]). Replaces the one before.
+    CacheUsage = 12,
     /// Up: first frame of every stream ([`crate::uplink::Hello`]).
     Hello = 32,
     /// Up: the reader has room for more parts ([`crate::uplink::More`]).
@@ -92,6 +95,7 @@ impl Kind {
             8 => Self::SnapshotEnd,
             9 => Self::BlobPart,
             10 => Self::Settings,
+            12 => Self::CacheUsage,
             32 => Self::Hello,
             33 => Self::More,
             34 => Self::FetchBlob,

@@ -52,6 +52,7 @@ pub mod wire;
 
 pub mod frame;
 
+pub mod cache_usage;
 pub mod card;
 
 pub mod roster;

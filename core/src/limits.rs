@@ -106,6 +106,10 @@ pub const SNAPSHOT_BLOCKS_MAX: u64 = 1 << 32;
 /// Time between two heartbeats of the sidecar, in milliseconds.
 pub const HEARTBEAT_MS: u64 = 200;
 
+/// Silence of the sidecar after which it is not known any more how full workers'
+/// caches are, in milliseconds. It says so every two seconds at least.
+pub const CACHE_USAGE_STALE_MS: u64 = 10_000;
+
 /// Most workers (instances × ranks) in a roster. Slots are 16-bit, a worker can
 /// take four of them, and as many must be free for new incarnations.
 pub const ROSTER_WORKERS_MAX: usize = 8_192;

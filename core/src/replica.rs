@@ -24,6 +24,7 @@ mod had_prefill;
 
 use crate::affinity::Affinity;
 use crate::approximate::Approximate;
+use crate::cache_usage::{CacheUsage, CacheUsages};
 use crate::card::Cards;
 use crate::delta::{Delta, SnapshotStart};
 use crate::demands::SessionKey;
@@ -100,6 +101,7 @@ pub struct Replica {
     cards_from: Position,
     settings: RouterSettings,
     settings_from: Position,
+    cache_usages: CacheUsages,
     loads: Loads,
     affinity: Affinity,
     approximate: Approximate,
@@ -140,6 +142,7 @@ impl Replica {
             cards_from: Position::default(),
             settings: RouterSettings::default(),
             settings_from: Position::default(),
+            cache_usages: CacheUsages::default(),
             loads: Loads::new(),
             affinity: Affinity::default(),
             approximate: Approximate::default(),
@@ -218,6 +221,10 @@ impl Replica {
             Kind::Delta => self.advance(at, Some(bytes)),
             Kind::Resync => self.resync(at),
             Kind::Heartbeat => self.heartbeat(at),
+            Kind::CacheUsage => match CacheUsages::decode(frame.body) {
+                Ok(usages) => self.cache_usages = usages,
+                Err(_) => self.counters.bad_frames += 1,
+            },
             // Those of snapshots, blobs and the uplink never enter the ring.
             _ => self.counters.bad_frames += 1,
         }
@@ -284,6 +291,7 @@ impl Replica {
         for entry in &old.workers {
             if self.worker(entry.slot).is_none_or(|now| now.worker != entry.worker) {
                 self.loads.drop_worker(entry.slot);
+                self.cache_usages.forget(entry.slot);
                 self.affinity.drop_worker(entry.slot);
                 self.approximate.drop_worker(entry.slot);
             }
@@ -607,6 +615,19 @@ impl Replica {
     /// The prefix index; looking something up marks it as used.
     pub fn index_mut(&mut self) -> &mut Index {
         &mut self.index
+    }
+
+    /// How full a worker's cache is, as it says; `None` if it says nothing, or
+    /// if the sidecar has been silent for long.
+    #[must_use]
+    pub fn cache_usage(&self, slot: WorkerSlot) -> Option<CacheUsage> {
+        self.cache_usages.of_slot(slot)
+    }
+
+    /// Forgets how full caches are: the sidecar has been silent for
+    /// [`crate::limits::CACHE_USAGE_STALE_MS`].
+    pub fn forget_cache_usages(&mut self) {
+        self.cache_usages = CacheUsages::default();
     }
 
     /// Counts the leading blocks of a prompt that each worker holds in all its

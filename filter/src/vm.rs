@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use warmpath_core::choose::Random;
 use warmpath_core::entry::Entry;
-use warmpath_core::limits::RING_APPEND_ATTEMPTS_MAX;
+use warmpath_core::limits::{CACHE_USAGE_STALE_MS, RING_APPEND_ATTEMPTS_MAX};
 use warmpath_core::load::BookingId;
 use warmpath_core::models::Models;
 use warmpath_core::replica::{Changed, Counters, Position, Replica};
@@ -279,6 +279,9 @@ impl Vm {
     pub(crate) fn tick(&mut self, now_ms: u64) {
         self.catch_up(u32::MAX, TICK_RING_NS);
         self.replica.step();
+        if self.feed_age_ms(now_ms).is_some_and(|age_ms| age_ms > CACHE_USAGE_STALE_MS) {
+            self.replica.forget_cache_usages();
+        }
         let live_at = self.replica.live_at();
         if live_at != self.live_at_reported {
             self.live_at_reported = live_at;

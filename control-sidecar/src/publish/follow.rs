@@ -46,6 +46,7 @@ pub(super) async fn serve(
         hello: *hello,
         position: None,
         latest: Vec::new(),
+        usage: 0,
         credit: 0,
         fetches: VecDeque::new(),
     };
@@ -65,7 +66,10 @@ pub(super) async fn serve(
                 follower.advance().await?;
             }
             () = std::future::ready(()), if follower.owes_part() => follower.send_part().await?,
-            _ = heartbeat.tick() => follower.heartbeat().await?,
+            _ = heartbeat.tick() => {
+                follower.heartbeat().await?;
+                follower.send_usage().await?;
+            }
         }
     }
 }
@@ -79,6 +83,8 @@ struct Follower<'a> {
     position: Option<u64>,
     /// Card, settings and roster frames as last sent while there is no position.
     latest: Vec<Bytes>,
+    /// Number of the cache usage sent last.
+    usage: u64,
     credit: u64,
     fetches: VecDeque<Fetch>,
 }
@@ -178,6 +184,17 @@ impl Follower<'_> {
         self.credit = self.credit.saturating_sub(1);
         let epoch = self.shared.log.epoch();
         self.to.frame(Frame { kind: Kind::BlobPart, epoch, sequence: 0, body: &body }).await
+    }
+
+    /// Sends how full caches are, unless it was sent already.
+    async fn send_usage(&mut self) -> Result<(), End> {
+        let latest = self.shared.usage.latest();
+        if latest.number == self.usage {
+            return Ok(());
+        }
+        self.usage = latest.number;
+        let (kind, epoch) = (Kind::CacheUsage, self.shared.log.epoch());
+        self.to.frame(Frame { kind, epoch, sequence: 0, body: &latest.body }).await
     }
 
     /// Says how far the stream has come. Before it has come anywhere, that is

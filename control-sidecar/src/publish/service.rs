@@ -25,6 +25,7 @@ use warmpath_core::uplink::{FetchBlob, Hello, More, Purpose};
 
 use super::blobs::Blobs;
 use super::log::FeedLog;
+use super::usage::UsageBoard;
 use super::{follow, snapshot};
 use crate::keeper::Question;
 use crate::limits::{SNAPSHOTS_MAX, STREAM_FRAMES_QUEUED, STREAMS_MAX, UP_BYTES_MAX};
@@ -56,6 +57,8 @@ pub struct Shared {
     pub log: FeedLog,
     /// Tokenizer files.
     pub blobs: Blobs,
+    /// How full workers' caches are.
+    pub usage: UsageBoard,
     /// Where the state is asked.
     pub questions: mpsc::Sender<Question>,
     /// What is counted.
@@ -79,6 +82,7 @@ impl Shared {
         Self {
             log,
             blobs: Blobs::default(),
+            usage: UsageBoard::default(),
             questions,
             metrics,
             stop,

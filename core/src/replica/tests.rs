@@ -1,6 +1,7 @@
 //! A replica against a sidecar that is too simple to be wrong.
 
 use super::*;
+use crate::cache_usage::{CacheUsage, CacheUsages, Share};
 use crate::delta::{Operation, encode_operations};
 use crate::ids::{DpRank, SequenceHash, Worker, WorkerId};
 use crate::load::{Booking, BookingId};
@@ -296,6 +297,39 @@ fn roster_frame(sequence: u64, ids: &[(u16, u64)]) -> Vec<u8> {
         .collect();
     let body = Roster { workers, adapters: Vec::new() }.encode();
     Frame { kind: Kind::Roster, epoch: 7, sequence, body: &body }.encode()
+}
+
+/// Goal: how full caches are is what the last frame says, of every worker at
+/// once; it goes with the worker, and is no frame of the log.
+#[test]
+fn cache_usage_is_the_last_word_of_workers_that_are_there() {
+    let mut replica = Replica::new(10);
+    ring(&mut replica, &roster_frame(1, &[(1, 10), (2, 20)]));
+    let seen = replica.seen();
+    let say = |replica: &mut Replica, said: &[(u16, u64)]| {
+        let usage = |(slot, used): &(u16, u64)| {
+            let used = Share::of(*used, 2);
+            (WorkerSlot(*slot), CacheUsage { used, active: None })
+        };
+        let body = CacheUsages::of(said.iter().map(usage)).encode();
+        let frame = Frame { kind: Kind::CacheUsage, epoch: 7, sequence: 0, body: &body };
+        ring(replica, &frame.encode());
+    };
+    let shares = |replica: &Replica| {
+        [1, 2].map(|slot| replica.cache_usage(WorkerSlot(slot)).and_then(|it| it.share()))
+    };
+    assert_eq!(shares(&replica), [None, None]);
+    say(&mut replica, &[(1, 1), (2, 2)]);
+    assert_eq!(shares(&replica), [Some(0.5), Some(1.0)]);
+    say(&mut replica, &[(2, 1)]);
+    assert_eq!(shares(&replica), [None, Some(0.5)]);
+    assert_eq!((replica.seen(), replica.counters().bad_frames), (seen, 0));
+    // Another worker in the same slot has said nothing.
+    ring(&mut replica, &roster_frame(2, &[(1, 10), (2, 21)]));
+    assert_eq!(shares(&replica), [None, None]);
+    say(&mut replica, &[(1, 2)]);
+    replica.forget_cache_usages();
+    assert_eq!(shares(&replica), [None, None]);
 }
 
 #[test]

@@ -155,9 +155,8 @@ impl<'a> Eligibility<'a> {
     }
 
     /// Share of the worker's blocks in use, as it says.
-    #[expect(clippy::unused_self, reason = "workers' reports are not in the feed yet")]
-    fn reported(&self, _worker: &RosterWorker) -> Option<f64> {
-        None
+    fn reported(&self, worker: &RosterWorker) -> Option<f64> {
+        self.replica.cache_usage(worker.slot)?.share()
     }
 
     /// A queue would take in the request if every worker had more prefill booked

@@ -3,6 +3,7 @@
 //!
 //! Input: a byte that chooses the kind, then the body; 0 is a whole frame.
 
+use warmpath_core::cache_usage::{CacheUsage, CacheUsages, Share};
 use warmpath_core::card::{Blind, BlobId, Cards, ModelCard, NamedTemplate};
 use warmpath_core::delta::{Delta, Operation, SnapshotStart, encode_operations};
 use warmpath_core::frame::{Frame, Kind};
@@ -46,6 +47,7 @@ pub(super) fn bodies() -> Vec<(Kind, Vec<u8>)> {
         taints: vec!["a".to_owned(), "b".to_owned()],
         tiers: TierSlots { host: Some(WorkerSlot(4)), ..TierSlots::default() },
     };
+    let usage = CacheUsage { used: Share::of(1, 2), active: None };
     let adapter =
         Adapter { name: "sql".to_owned(), model: 0, lora: "sql-1".to_owned(), holders: vec![slot] };
     let template = text("tests/models/tiny/chat_template.jinja");
@@ -72,6 +74,7 @@ pub(super) fn bodies() -> Vec<(Kind, Vec<u8>)> {
         (Kind::SnapshotPart, delta),
         (Kind::SnapshotEnd, Vec::new()),
         (Kind::Settings, settings().encode()),
+        (Kind::CacheUsage, CacheUsages::of([(slot, usage)]).encode()),
     ]
 }
 
@@ -123,6 +126,7 @@ pub(super) fn kind_of(byte: u8) -> Option<Kind> {
         7 => Kind::SnapshotPart,
         8 => Kind::SnapshotEnd,
         10 => Kind::Settings,
+        12 => Kind::CacheUsage,
         _ => return None,
     })
 }
@@ -148,6 +152,10 @@ fn check_body(kind: Kind, body: &[u8]) {
             for (_, own) in &settings.of_models {
                 assert_eq!(own.validate(), Ok(()));
             }
+        }
+        Kind::CacheUsage => {
+            let Ok(usages) = CacheUsages::decode(body) else { return };
+            assert_eq!(CacheUsages::decode(&usages.encode()).as_ref(), Ok(&usages));
         }
         Kind::SnapshotStart => {
             let Ok(start) = SnapshotStart::decode(body) else { return };
