@@ -18,7 +18,6 @@ use std::rc::Rc;
 use warmpath_core::demands::Demands;
 use warmpath_core::handover::{Handover, hand_over};
 use warmpath_core::headers::legacy_name;
-use warmpath_core::ids::Worker;
 use warmpath_core::reason::Reason;
 use warmpath_core::render::WallClock;
 use warmpath_core::request::{Answer as Verdict, Endpoint, Envelope, ParsedRequest, RequestError};
@@ -33,6 +32,8 @@ use crate::metrics::Counter;
 use crate::pairing;
 use crate::place::Placed;
 use crate::vm::{self, Vm};
+
+mod response;
 
 /// What a callback tells the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -381,75 +382,6 @@ impl Stream {
     fn refuse(&mut self, answer: &Answer) -> Next {
         self.pass(Reason::BadRequest);
         answer.send()
-    }
-
-    /// The response's headers are here.
-    pub fn on_response_headers(&mut self) {
-        if self.placed.is_some() {
-            self.response = Some(ResponseReader::default());
-        }
-        if !self.config.debug_headers {
-            return;
-        }
-        let Some(reason) = self.reason else { return };
-        let mut headers = vec![("x-warmpath-reason", reason.word().to_owned())];
-        if let Some(Placed { choice, .. }) = &self.placed {
-            headers.push(("x-warmpath-worker", choice.serving.worker.id.0.to_string()));
-            headers.push(("x-warmpath-dp-rank", choice.serving.worker.rank.0.to_string()));
-            if !choice.serving.endpoint.is_empty() {
-                headers.push(("x-warmpath-endpoint", choice.serving.endpoint.clone()));
-            }
-            if let Some(prefill) = &choice.prefill {
-                let Worker { id, rank } = prefill.worker;
-                headers.push(("x-warmpath-prefill-worker", id.0.to_string()));
-                headers.push(("x-warmpath-prefill-dp-rank", rank.0.to_string()));
-            }
-            let cached = choice.predicted_cached_tokens.to_string();
-            headers.push(("x-warmpath-predicted-cached-tokens", cached));
-            headers.push(("x-warmpath-decision-us", self.decision_us.to_string()));
-        }
-        for (name, value) in headers {
-            let _ = host::set_header(Headers::Response, name, &value);
-        }
-    }
-
-    /// A chunk of the response is here.
-    pub fn on_response_body(&mut self, len: usize, is_end: bool) {
-        let Some(placed) = &mut self.placed else { return };
-        if len > 0 {
-            if !core::mem::replace(&mut self.response_began, true) {
-                vm::with(|vm| vm.response_began(placed));
-            }
-            if let (Some(response), Some(chunk)) =
-                (&mut self.response, host::buffer(Buffer::ResponseBody, 0, len))
-            {
-                response.feed(&chunk);
-                let tokens = response.take_new_tokens();
-                if tokens > 0 {
-                    vm::with(|vm| vm.answered(placed, tokens));
-                }
-            }
-        }
-        if is_end {
-            self.observe();
-        }
-    }
-
-    /// Compares what the engine reports with what was predicted.
-    fn observe(&mut self) {
-        let Some(usage) = self.response.take().and_then(ResponseReader::finish) else { return };
-        let Some(cached) = usage.cached_tokens else { return };
-        let Some(placed) = &self.placed else { return };
-        if !self.exact_prediction {
-            return;
-        }
-        let predicted = u64::from(placed.choice.predicted_cached_tokens);
-        let result =
-            if cached == predicted { Counter::PredictionsExact } else { Counter::PredictionsOff };
-        vm::with(|vm| {
-            vm.metrics.add(Counter::ObservedCachedTokens, cached);
-            vm.metrics.add(result, 1);
-        });
     }
 
     /// The stream has ended, however. Called at its log and at its drop.

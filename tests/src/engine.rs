@@ -22,6 +22,7 @@
 //! | `http` | the server |
 //! | `metrics` | `/metrics` with vLLM's names |
 
+mod apis;
 pub mod cache;
 pub mod config;
 pub mod events;

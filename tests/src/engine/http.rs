@@ -3,14 +3,16 @@
 //! | route | what |
 //! |---|---|
 //! | `POST /v1/chat/completions`, `/v1/completions` | answers, streamed or whole |
+//! | `POST /v1/responses`, `/v1/embeddings`, `/v1/messages` | the same answer always |
 //! | `GET /v1/models`, `/health`, `/metrics`, `/kv_event_sources` | as vLLM |
 //! | `GET /control/state` | position of the event stream and the cache |
 //! | `POST /control/events?drop_every=N&pause=BOOL` | event faults |
 //! | `POST /control/clear` | clear the cache, announced; 409 while busy |
 //! | `POST /control/restart?cache=lose\|keep` | stream from 0 again, cache lost unannounced |
 //!
-//! Every response carries `x-engine-id`, and `x-engine-prefill-id` with the
-//! prefill worker that the request's headers named, if they did.
+//! Every response carries `x-engine-id`, `x-engine-prefill-id` with the prefill
+//! worker that the request's headers named, if they did, and `x-engine-told` with
+//! all that they said of workers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +29,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::apis;
 use super::cache::CacheKeys;
 use super::config::EngineConfig;
 use super::limits::{
@@ -52,6 +55,7 @@ pub fn router(engine: Arc<Engine>, config: EngineConfig) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .merge(apis::routes())
         .route("/v1/models", get(models))
         .route("/health", get(|| async { StatusCode::OK }))
         .route("/metrics", get(metrics_page))
@@ -64,11 +68,15 @@ pub fn router(engine: Arc<Engine>, config: EngineConfig) -> Router {
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             let name = name.clone();
             let prefill = request.headers().get("x-dynamo-prefill-instance-id").cloned();
+            let told = HeaderValue::from_str(&apis::told(request.headers())).ok();
             async move {
                 let mut response = next.run(request).await;
                 response.headers_mut().insert("x-engine-id", name);
                 if let Some(prefill) = prefill {
                     response.headers_mut().insert("x-engine-prefill-id", prefill);
+                }
+                if let Some(told) = told {
+                    response.headers_mut().insert("x-engine-told", told);
                 }
                 response
             }
@@ -77,7 +85,7 @@ pub fn router(engine: Arc<Engine>, config: EngineConfig) -> Router {
 }
 
 /// A refusal, as vLLM words it: no request text.
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     kind: &'static str,
     message: &'static str,
@@ -121,7 +129,7 @@ impl From<RejectError> for Refusal {
     }
 }
 
-fn json_response(status: StatusCode, value: &Value) -> Response {
+pub(super) fn json_response(status: StatusCode, value: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
@@ -179,13 +187,13 @@ async fn off_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(PromptError::Tokenizer))
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|_| Refusal::bad("the body is not a valid request"))
 }
 
 impl Server {
     /// Checks the model's name; an adapter's name selects its cache.
-    fn keys(&self, request: &Common) -> Result<CacheKeys, Refusal> {
+    pub(super) fn keys(&self, request: &Common) -> Result<CacheKeys, Refusal> {
         let lora_name = if request.model == self.config.model_name {
             None
         } else if self.config.loras.contains(&request.model) {

@@ -2,8 +2,8 @@
 //!
 //! Checks, in this order: every response, prediction against report, hit ratio
 //! against round robin, routing headers of clients, the sidecar's death under
-//! load, bad input, prefill and decode workers, mode `body`, and that nothing is
-//! left behind.
+//! load, bad input, the APIs that are routed by load, named workers and allowed
+//! hosts, prefill and decode workers, mode `body`, and that nothing is left behind.
 
 use std::process::ExitCode;
 
@@ -14,12 +14,15 @@ use super::options::Options;
 use super::position::{caught_up, gauge, stats};
 use super::report::{Report, line};
 
+mod apis;
 mod bad_input;
 mod body_mode;
+mod pins;
 mod restart;
 mod roles;
 mod routing;
 mod spoof;
+mod variant;
 
 #[cfg(test)]
 pub(super) use spoof::NAMES as ROUTING_HEADERS;
@@ -87,6 +90,8 @@ async fn checks(stack: &mut Stack, seed: u64, report: &mut Report) {
         report.failure("the sidecar starts again", error);
     }
     bad_input::check(stack, report).await;
+    apis::check(stack, report).await;
+    pins::check(stack, report).await;
     roles::check(stack, seed, report).await;
     body_mode::check(stack, report).await;
     leftovers(stack, report).await;

@@ -20,6 +20,7 @@ mod plane_message;
 mod pulled_events;
 mod replica;
 mod request_body;
+mod request_demands;
 mod response_usage;
 mod ring_entry;
 mod state_events;
@@ -57,6 +58,7 @@ targets![
     pulled_events,
     replica,
     request_body,
+    request_demands,
     response_usage,
     ring_entry,
     state_events,

@@ -29,7 +29,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     .map(|body| body.as_bytes().to_vec())
     .collect();
     bodies.extend(conversations());
-    [0, 1, 6, 7].iter().flat_map(|head| behind(&[*head], &bodies)).collect()
+    [0, 1, 6, 7, 128].iter().flat_map(|head| behind(&[*head], &bodies)).collect()
 }
 
 /// The golden conversations as bodies.
@@ -40,7 +40,11 @@ pub(super) fn conversations() -> Vec<Vec<u8>> {
 
 pub(super) fn check(data: &[u8]) {
     let Some((head, body)) = data.split_first() else { return };
-    let endpoint = if head & 1 == 0 { Endpoint::ChatCompletions } else { Endpoint::Completions };
+    let endpoint = match (head & 1, head & 128) {
+        (0, 0) => Endpoint::ChatCompletions,
+        (_, 0) => Endpoint::Completions,
+        _ => Endpoint::Responses,
+    };
     let parsed = parse(endpoint, body);
     if let Ok(request) = &parsed
         && let Prompt::Texts(texts) = &request.prompt

@@ -14,7 +14,12 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let events = format!(
         "data: {{\"choices\":[]}}\r\n\r\n: ping\n\nevent: x\ndata:{{\"usage\":null}}\n\ndata: {{{usage}}}\n\ndata: [DONE]\n\n"
     );
-    let responses = [plain, events, " \n".to_owned(), "error".to_owned()];
+    let deltas = concat!(
+        "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n",
+        "data: {\"type\":\"response.output_text.delta\",\"delta\":\"b\"}\n\n",
+        "data: {\"usage\":{\"output_tokens\":1}}\n\n",
+    );
+    let responses = [plain, events, deltas.to_owned(), " \n".to_owned(), "error".to_owned()];
     let responses: Vec<Vec<u8>> = responses.map(String::into_bytes).to_vec();
     [0, 7].iter().flat_map(|head| behind(&[*head], &responses)).collect()
 }
@@ -24,10 +29,16 @@ pub(super) fn check(data: &[u8]) {
     let mut whole = ResponseReader::new();
     assert_eq!(whole.feed(response), !response.is_empty());
     let mut cut_up = ResponseReader::new();
+    let mut tokens = 0;
     for (at, chunk) in response.chunks(usize::from(*cut) + 1).enumerate() {
         assert_eq!(cut_up.feed(chunk), at == 0, "the first chunk is the first");
         cut_up.feed(&[]);
+        tokens += cut_up.take_new_tokens();
     }
+    // Where the engine counts fewer than it sent, what was taken stays taken.
+    let at_once = whole.take_new_tokens();
+    let counts = response.windows(6).any(|word| word == b"tokens");
+    assert!(tokens == at_once || tokens > at_once && counts, "{tokens}, at once {at_once}");
     assert_eq!(whole.started(), cut_up.started());
     assert_eq!(whole.events(), cut_up.events(), "events");
     let (whole, cut_up) = (whole.finish(), cut_up.finish());

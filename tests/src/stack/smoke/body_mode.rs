@@ -8,18 +8,18 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::extract::State;
-use axum::routing::post as on_post;
 use hyper::body::Bytes;
+use hyper::{HeaderMap, Method};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::super::client::{Response, post};
+use super::super::client::{Response, call, post};
 use super::super::launch::{MODEL, Stack, local};
 use super::super::limits::{ENGINES, POLL_START, READY_WITHIN, REQUEST_WITHIN};
 use super::super::report::Report;
 
 /// What the frontends received last.
-type Received = Arc<Mutex<Bytes>>;
+type Received = Arc<Mutex<(HeaderMap, Bytes)>>;
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -50,6 +50,7 @@ pub(super) async fn check(stack: &mut Stack, report: &mut Report) {
     names_the_worker(&gateway, &received, report).await;
     obeys_no_client(&gateway, &received, report).await;
     passes_on_the_rest(&gateway, &received, report).await;
+    other_apis(&gateway, &received, report).await;
 }
 
 async fn frontends(received: &Received) -> std::io::Result<[u16; ENGINES]> {
@@ -57,22 +58,24 @@ async fn frontends(received: &Received) -> std::io::Result<[u16; ENGINES]> {
     for port in &mut ports {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         *port = listener.local_addr()?.port();
-        let app = Router::new().route(PATH, on_post(keep)).with_state(received.clone());
+        let app = Router::new().fallback(keep).with_state(received.clone());
         // Ends with the process; a frontend that fails shows as a 503 above.
         tokio::spawn(async move { axum::serve(listener, app).await });
     }
     Ok(ports)
 }
 
-async fn keep(State(received): State<Received>, body: Bytes) -> &'static str {
-    if let Ok(mut last) = received.lock() {
-        *last = body;
+async fn keep(State(received): State<Received>, headers: HeaderMap, body: Bytes) -> &'static str {
+    // Envoy looks after their health; that is no request.
+    let is_request = headers.contains_key("x-forwarded-proto");
+    if let Some(mut last) = received.lock().ok().filter(|_| is_request) {
+        *last = (headers, body);
     }
     "{}"
 }
 
 fn last(received: &Received) -> Value {
-    let bytes = received.lock().map(|last| last.clone()).unwrap_or_default();
+    let bytes = received.lock().map(|last| last.1.clone()).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
@@ -175,5 +178,53 @@ async fn passes_on_the_rest(gateway: &str, received: &Received, report: &mut Rep
         "mode `body` passes on the rest of the body as it is",
         same == 3,
         format_args!("{same} of 3 bodies, up to 300 KB"),
+    );
+}
+
+/// The APIs whose frontends read `nvext` get it, the others nothing.
+async fn other_apis(gateway: &str, received: &Received, report: &mut Report) {
+    let body = json!({"model": MODEL, "input": "hello", "messages": [],
+        "nvext": {"decode_worker_id": 777, "annotations": []}});
+    let unnamed = json!({"model": MODEL, "input": "hello", "messages": [],
+        "nvext": {"annotations": []}});
+    for (path, is_named) in
+        [("/v1/responses", true), ("/v1/messages", true), ("/v1/embeddings", false)]
+    {
+        let bytes = Bytes::from(body.to_string());
+        let answer = post(gateway, path, &[], bytes, REQUEST_WITHIN).await.ok();
+        let chosen = answer.as_ref().and_then(|answer| answer.number("x-warmpath-worker"));
+        let reason = answer.as_ref().and_then(|answer| answer.header("x-warmpath-reason"));
+        let arrived = last(received);
+        let fits = if is_named {
+            chosen.is_some() && named(&arrived) == chosen && reason == Some("by_load_api")
+        } else {
+            chosen.is_none() && arrived == unnamed && reason == Some("not_our_path")
+        };
+        report.check(
+            &format!("mode `body`, {path}: {}", if is_named { "names" } else { "passes on" }),
+            fits,
+            format_args!("chosen {chosen:?}, reason {reason:?}, arrived {arrived}"),
+        );
+    }
+    let answer =
+        call(gateway, Method::GET, "/v1/models", &[], Bytes::new(), REQUEST_WITHIN).await.ok();
+    let chosen = answer.as_ref().and_then(|answer| answer.header("x-warmpath-worker"));
+    let told = received.lock().ok().and_then(|last| {
+        let value = last.0.get("x-dynamo-worker-instance-id")?;
+        value.to_str().ok().map(str::to_owned)
+    });
+    report.check(
+        "mode `body`, GET /v1/models: named in the headers",
+        chosen.is_some() && told.as_deref() == chosen,
+        format_args!("chosen {chosen:?}, told {told:?}"),
+    );
+    let odd = json!({"model": MODEL, "input": "hello", "nvext": [1]});
+    let bytes = Bytes::from(odd.to_string());
+    let answer = post(gateway, "/v1/responses", &[], bytes, REQUEST_WITHIN).await.ok();
+    let arrived = last(received);
+    report.check(
+        "mode `body`: an `nvext` that is no object passes as it is",
+        answer.is_some_and(|answer| answer.status.is_success()) && arrived == odd,
+        format_args!("{arrived}"),
     );
 }
