@@ -108,7 +108,7 @@ fn slot_of(worker: WorkerWithDpRank) -> WorkerSlot {
 }
 
 /// A hash that stands for its prefix, as all do.
-fn chained(before: u64, block: u64) -> u64 {
+pub(crate) fn chained(before: u64, block: u64) -> u64 {
     let mut z = before.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (block + 1);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

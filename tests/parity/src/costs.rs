@@ -81,14 +81,12 @@ fn theirs(state: &State, seeds: &Seeds) -> Result<Theirs, String> {
     let selector = Selector::new(&config(&state.settings), state.role())?;
     let request = state.request();
     let block_size = state.prompt.block_size;
-    let costs = selector
-        .costs(&state.instances, &request, None, block_size, state.ranks.len(), seeds)
+    let all = selector
+        .all(&state.instances, &request, None, block_size, state.ranks.len(), seeds)
         .map_err(|error| error.to_string())?;
-    if costs.len() != state.ranks.len() {
-        return Err(format!("{} candidates of {}", costs.len(), state.ranks.len()));
-    }
     let taken = selector
         .take(&state.instances, &request, None, block_size)
         .map_err(|error| error.to_string())?;
-    Ok(Theirs { costs, taken })
+    let costs = all.iter().map(|it| (it.worker, it.cost)).collect();
+    Ok(Theirs { costs, taken: taken.worker })
 }

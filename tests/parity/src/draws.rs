@@ -71,8 +71,8 @@ pub(crate) fn compare() -> Outcome {
 /// What the picker's formula says, of Dynamo's costs.
 fn shares(state: &State, seeds: &Seeds) -> Result<Vec<f64>, String> {
     let selector = Selector::new(&config(&state.settings), state.role())?;
-    let costs = selector
-        .costs(
+    let all = selector
+        .all(
             &state.instances,
             &state.request(),
             None,
@@ -81,7 +81,8 @@ fn shares(state: &State, seeds: &Seeds) -> Result<Vec<f64>, String> {
             seeds,
         )
         .map_err(|error| error.to_string())?;
-    let costs: Vec<f64> = state.ranks.iter().map(|rank| costs[&rank.worker]).collect();
+    let cost = |worker| all.iter().find(|it| it.worker == worker).map_or(f64::NAN, |it| it.cost);
+    let costs: Vec<f64> = state.ranks.iter().map(|rank| cost(rank.worker)).collect();
     let least = costs.iter().copied().fold(f64::INFINITY, f64::min);
     let most = costs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let temperature = state.settings.router_temperature;
@@ -113,10 +114,10 @@ fn their_counts(state: &State, seed: u64) -> Result<Vec<f64>, String> {
     fastrand::seed(seed);
     let mut counts = HashMap::<WorkerWithDpRank, f64>::new();
     for _ in 0..DRAWS {
-        let worker = selector
+        let taken = selector
             .take(&state.instances, &request, None, state.prompt.block_size)
             .map_err(|error| error.to_string())?;
-        *counts.entry(worker).or_default() += 1.0;
+        *counts.entry(taken.worker).or_default() += 1.0;
     }
     let of = |worker| counts.get(&worker).copied().unwrap_or(0.0);
     Ok(state.ranks.iter().map(|rank| of(rank.worker)).collect())

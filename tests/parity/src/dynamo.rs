@@ -12,7 +12,7 @@ use std::fmt::Debug;
 
 use dynamo_custom_policy_builtin::{default_registry, register};
 use dynamo_kv_router::config::KvRouterConfig;
-use dynamo_kv_router::plugins::worker_selection::WorkerSelectionPolicy;
+use dynamo_kv_router::plugins::worker_selection::{WorkerInputs, WorkerSelectionPolicy};
 use dynamo_kv_router::protocols::{RoutingConstraints, WorkerConfigLike, WorkerWithDpRank};
 use dynamo_kv_router::scheduling::{OverlapSignals, ScheduleMode};
 use dynamo_kv_router::{
@@ -97,22 +97,31 @@ impl Selector {
         Ok(Self { policy: policy(config, role)?, even: policy(&even, role)? })
     }
 
-    /// The worker that it takes.
+    /// Whether it asks for what workers hold. If it does not, its host does not
+    /// look.
+    pub(crate) fn wants_cache(&self) -> bool {
+        let inputs = <WorkerSelectionPolicy as WorkerSelector<Instance>>::required_worker_inputs(
+            &self.policy,
+        );
+        inputs.contains(WorkerInputs::CACHE)
+    }
+
+    /// What it takes.
     pub(crate) fn take(
         &self,
         workers: &HashMap<u64, Instance>,
         request: &SchedulingRequest,
         overloaded: Option<&HashSet<u64>>,
         block_size: u32,
-    ) -> Result<WorkerWithDpRank, KvSchedulerError> {
+    ) -> Result<Taken, KvSchedulerError> {
         taken(&self.policy, workers, request, overloaded, block_size)
     }
 
-    /// Costs of all candidates.
+    /// Every candidate, as if it were the one that it takes.
     ///
     /// - `candidates`: how many there should be.
     /// - `seeds`: see [`Seeds`].
-    pub(crate) fn costs(
+    pub(crate) fn all(
         &self,
         workers: &HashMap<u64, Instance>,
         request: &SchedulingRequest,
@@ -120,15 +129,25 @@ impl Selector {
         block_size: u32,
         candidates: usize,
         seeds: &Seeds,
-    ) -> Result<HashMap<WorkerWithDpRank, f64>, KvSchedulerError> {
-        let mut costs = HashMap::new();
+    ) -> Result<Vec<Taken>, KvSchedulerError> {
+        let mut all = Vec::with_capacity(candidates);
         for at in 0..candidates {
             fastrand::seed(seeds.within(at, candidates));
-            let worker = taken(&self.even, workers, request, overloaded, block_size)?;
-            costs.insert(worker, COST.get());
+            let taken = taken(&self.even, workers, request, overloaded, block_size)?;
+            assert!(all.iter().all(|it: &Taken| it.worker != taken.worker), "one comes twice");
+            all.push(taken);
         }
-        Ok(costs)
+        Ok(all)
     }
+}
+
+/// A worker that was taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    pub(crate) worker: WorkerWithDpRank,
+    pub(crate) cost: f64,
+    /// Tokens of the prompt that it need not compute, as bookings count them.
+    pub(crate) cached_tokens: usize,
 }
 
 fn policy(config: &KvRouterConfig, role: WorkerType) -> Result<WorkerSelectionPolicy, String> {
@@ -145,11 +164,13 @@ fn taken(
     request: &SchedulingRequest,
     overloaded: Option<&HashSet<u64>>,
     block_size: u32,
-) -> Result<WorkerWithDpRank, KvSchedulerError> {
+) -> Result<Taken, KvSchedulerError> {
     COST.set(f64::NAN);
     let eligibility = request.eligibility_with_overloaded(overloaded);
     let input = WorkerSelectionInput::configured(workers, request, eligibility, block_size);
-    policy.select_worker(input).map(|result| result.worker)
+    let result = policy.select_worker(input)?;
+    let (worker, cached_tokens) = (result.worker, result.cached_tokens);
+    Ok(Taken { worker, cost: COST.get(), cached_tokens })
 }
 
 /// Seeds of the thread's generator, by the first number that it then gives.

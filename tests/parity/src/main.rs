@@ -8,6 +8,7 @@ mod bookings;
 mod costs;
 mod draws;
 mod dynamo;
+mod selection;
 mod states;
 mod two_tier;
 
@@ -21,6 +22,7 @@ type Outcome = Result<String, String>;
 const COMPARISONS: &[(&str, fn() -> Outcome)] = &[
     ("bookings", bookings::compare),
     ("costs", costs::compare),
+    ("selection", selection::compare),
     ("two-tier", two_tier::compare),
     ("draws", draws::compare),
 ];

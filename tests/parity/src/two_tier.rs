@@ -43,7 +43,8 @@ pub(crate) fn compare() -> Outcome {
             }
             let their = selectors[&role]
                 .take(&state.instances, &state.request(), None, state.prompt.block_size)
-                .map_err(|error| told(error.to_string()))?;
+                .map_err(|error| told(error.to_string()))?
+                .worker;
             let ours = picks(&state, &thresholds, PICKS);
             let ours =
                 if ours.contains(&their) { ours } else { picks(&state, &thresholds, PICKS_MORE) };
