@@ -72,6 +72,11 @@ test-fleet: module ## Discovery, captures, and engines that come, go, die and tr
 test-dynamo: module ## Envoy with Warmpath in front of real Dynamo 1.6.1 workers and frontends
 	@scripts/test-dynamo.sh
 
+.PHONY: test-parity
+test-parity: ## Costs, choices and bookings against those of Dynamo's crates, over random states
+	@cargo test --release --locked --manifest-path tests/parity/Cargo.toml \
+		--target-dir target/parity
+
 .PHONY: test-real-tokenizers
 test-real-tokenizers: ## Tokens of five real tokenizers against Hugging Face's
 	@scripts/fetch-tokenizer.sh all
