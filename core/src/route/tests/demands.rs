@@ -1,6 +1,7 @@
 //! What requests and settings demand of the workers that are chosen.
 
 use super::*;
+use crate::cache_usage::{CacheUsage, CacheUsages, Share};
 use crate::demands::{Demands, Host, Pin, SessionKey};
 use crate::ids::SequenceHash;
 use crate::settings::{
@@ -424,4 +425,24 @@ fn a_decode_worker_may_compute_the_rest() {
     assert_eq!(legs(&with(either)).1, Some(1));
     let either = ConditionalDisagg { prefill_busy_threshold: Some(0.5), ..either };
     assert_eq!(legs(&with(either)).1, None);
+}
+
+/// What a worker says of its cache overloads it, until it says otherwise.
+#[test]
+fn a_full_cache_overloads() {
+    let mut replica = live(vec![aggregated(1), aggregated(2)]);
+    book(&mut replica, 1, 2, 100_000);
+    let busy_thresholds =
+        BusyThresholds { active_decode_blocks: Some(0.8), ..BusyThresholds::default() };
+    let settings = Settings { busy_thresholds, ..Settings::default() };
+    let mut says = |used, active| {
+        let usage = CacheUsage { used: Share::of(used, 100), active: Share::of(active, 100) };
+        let body = CacheUsages::of([(WorkerSlot(1), usage)]).encode();
+        replica.apply_entry(&Entry::Feed(&frame(Kind::CacheUsage, &body)).encode());
+        with(&mut replica, &settings, Demands::default())
+    };
+    assert_eq!(says(80, 10), Ok(1), "80 is not beyond 80");
+    assert_eq!(says(81, 10), Ok(2));
+    assert_eq!(says(10, 81), Ok(2), "either counts");
+    assert_eq!(says(10, 10), Ok(1));
 }
