@@ -56,8 +56,9 @@ struct Incoming {
     at: Option<Position>,
     index: Index,
     blocks_expected: u64,
-    /// Deltas that came through the ring meanwhile, encoded.
-    pending: Vec<Vec<u8>>,
+    /// Log frames that came through the ring meanwhile: where they stand, and
+    /// those that are deltas, encoded.
+    pending: Vec<(Position, Option<Vec<u8>>)>,
     pending_bytes: usize,
 }
 
@@ -312,9 +313,10 @@ impl Replica {
             return;
         }
         self.seen = at;
-        if let (Some(bytes), Some(incoming)) = (delta, &mut self.incoming) {
-            incoming.pending_bytes += bytes.len();
-            incoming.pending.push(bytes.to_vec());
+        if let Some(incoming) = &mut self.incoming {
+            // Frames that are no deltas count, too: what follows them is no gap.
+            incoming.pending_bytes += size_of::<Position>() + delta.map_or(0, <[u8]>::len);
+            incoming.pending.push((at, delta.map(<[u8]>::to_vec)));
             if incoming.pending_bytes > PENDING_BYTES_MAX {
                 self.counters.snapshots_restarted += 1;
                 self.incoming = None;
@@ -444,12 +446,10 @@ impl Replica {
         self.live_at = Some(at);
         self.was_live = true;
         self.counters.snapshots += 1;
-        for bytes in &incoming.pending {
-            let Ok(frame) = Frame::decode(bytes) else { continue };
-            let at = Position { epoch: frame.epoch, sequence: frame.sequence };
+        for (at, delta) in &incoming.pending {
             let is_of_log = self.live_at.is_some_and(|live| live.epoch == at.epoch);
             if is_of_log {
-                self.advance_index(at, Some(bytes));
+                self.advance_index(*at, delta.as_deref());
             }
         }
         if self.live_at.is_some() { SnapshotProgress::Done } else { SnapshotProgress::Failed }

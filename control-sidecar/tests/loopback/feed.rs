@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::support::*;
+use warmpath_core::cache_usage::CacheUsages;
 use warmpath_core::card::{BlobId, Cards};
 use warmpath_core::frame::Kind;
+use warmpath_core::ids::WorkerSlot;
 use warmpath_core::limits::{BLOB_PART_BYTES_MAX, DELTA_OPERATIONS_MAX};
 use warmpath_core::roster::{Parity, Roster};
 use warmpath_core::settings::RouterSettings;
@@ -95,6 +97,31 @@ async fn settings_reach_the_filters_and_the_status_page() {
     assert_eq!(router["settings"]["http_overload_status_code"], 529.0);
     assert_eq!(router["from"]["busy_threshold"], "router.busy_threshold");
     assert_eq!(router["from"].as_object().unwrap().len(), 2);
+    sidecar.stop().await;
+}
+
+/// Goal: followers are told how full caches are, those that come later, too, and
+/// it is no frame of the log.
+#[tokio::test]
+async fn followers_are_told_how_full_caches_are() {
+    let publisher = Publisher::start(ReplayForm::WithTopic).await;
+    let (url, pages) = metrics_page("vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\n").await;
+    let listed = worker(&publisher, true).replace("id: 7", &format!("id: 7, metrics: \"{url}\""));
+    let sidecar = Sidecar::start(config(3_000, &listed)).await.unwrap();
+    ready(&sidecar).await;
+    let mut last = 0;
+    for _ in 0..2 {
+        let (mut filter, resync) = follow(&sidecar).await;
+        let told = filter.next_of(&[Kind::CacheUsage]).await;
+        let usages = CacheUsages::decode(&told.body).unwrap();
+        let share = usages.of_slot(WorkerSlot(0)).and_then(|it| it.share());
+        assert!(share.is_some_and(|share| (share - 0.5).abs() < 1e-4), "{share:?}");
+        assert_eq!((told.epoch, told.sequence), (resync.epoch, 0));
+        let beat = filter.next_of(&[Kind::Heartbeat]).await;
+        assert!(last == 0 || beat.sequence == last, "told again without a log frame");
+        last = beat.sequence;
+    }
+    pages.abort();
     sidecar.stop().await;
 }
 

@@ -5,8 +5,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +28,7 @@ use warmpath_sidecar::state::RankSpec;
 use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
 
 use crate::dynamo::{Carrier, Relay, Said, batch, event};
-use crate::support::{MODEL, PATIENCE, eventually};
+use crate::support::{MODEL, PATIENCE, eventually, metrics_page};
 
 /// A keeper that follows one worker.
 struct Sidecar {
@@ -257,21 +255,8 @@ async fn loads_are_shown_and_forgotten_with_their_rank() {
     let mut socket = PubSocket::new();
     let endpoint = socket.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
     let sglang = endpoint.strip_prefix("tcp://").unwrap().to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
     let page = "vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\nvllm:cache_config_info{num_gpu_blocks=\"64\"} 1\n";
-    let pages = tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", page.len());
-            let mut request = [0; 512];
-            // The connection is kept for the next look, or ends with the test.
-            while stream.read(&mut request).await.is_ok_and(|len| len > 0) {
-                stream.write_all(head.as_bytes()).await.unwrap();
-                stream.write_all(page.as_bytes()).await.unwrap();
-            }
-        }
-    });
+    let (url, pages) = metrics_page(page).await;
     let stream = |kind| LoadStream { kind, worker: Some(WorkerId(relay.worker)), ranks: vec![0] };
     let load_streams = vec![stream(LoadKind::SglangLoad(sglang)), stream(LoadKind::Scrape(url))];
     let ranks = vec![rank_of(&relay, true)];

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -430,6 +431,25 @@ pub(crate) fn worker(publisher: &Publisher, with_replay: bool) -> String {
          kv_events: \"tcp://127.0.0.1:{}\"{replay}}}]",
         publisher.events
     )
+}
+
+/// Serves one page for Prometheus until the task is aborted; its address first.
+pub(crate) async fn metrics_page(page: &'static str) -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    let pages = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", page.len());
+            let mut request = [0; 512];
+            // The connection is kept for the next look, or ends with the test.
+            while stream.read(&mut request).await.is_ok_and(|len| len > 0) {
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream.write_all(page.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    (url, pages)
 }
 
 /// Gets a page of the status server: status and body.

@@ -332,6 +332,27 @@ fn cache_usage_is_the_last_word_of_workers_that_are_there() {
     assert_eq!(shares(&replica), [None, None]);
 }
 
+/// Goal: a roster between two deltas is no gap to a snapshot under way.
+#[test]
+fn a_roster_during_a_snapshot_does_not_spoil_it() {
+    let mut sidecar = Sidecar::new(7);
+    sidecar.delta(&[1], &[]);
+    let mut replica = Replica::new(100);
+    ring(&mut replica, &sidecar.resync());
+    replica.begin_snapshot();
+    let snapshot = sidecar.snapshot();
+    let before = sidecar.delta(&[2], &[]);
+    let roster = roster_frame(sidecar.sequence() + 1, &[(1, 10)]);
+    sidecar.log.push(roster.clone());
+    let behind = sidecar.delta(&[3], &[1]);
+    for frame in [before, roster, behind] {
+        ring(&mut replica, &frame);
+    }
+    assert_eq!(load(&mut replica, &snapshot), SnapshotProgress::Done);
+    assert_eq!(held(&mut replica), sidecar.blocks);
+    assert_eq!(replica.counters().gaps, 0);
+}
+
 #[test]
 fn a_worker_that_leaves_takes_its_bookings_along() {
     let mut replica = Replica::new(10);
