@@ -100,7 +100,8 @@ pub struct Config {
     pub legacy_headers: bool,
     /// Whether whoever sends requests may name their workers, in Dynamo's headers
     /// or in `nvext`: only where every sender is trusted. Default no: such names
-    /// are removed unread.
+    /// are removed unread. A gateway that removes the headers before this filter
+    /// sees them, as our configurations do, must not.
     pub trust_pins: bool,
     /// Name, in lower case, of the header in which a trusted hop says what
     /// separates the request's cache from others'. It is passed on, since the

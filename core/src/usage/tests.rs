@@ -64,11 +64,21 @@ fn stream(events: &[&str]) -> String {
     events.iter().map(|event| format!("event: x\ndata: {event}\n\n")).collect()
 }
 
-/// Goal: each API's streams count about as many tokens as they bring.
-/// Method: events as the engines send them, with the text that each adds.
+/// Checks the tokens of streams: a name, events as an engine sends them, and how
+/// many tokens these bring.
+fn check_tokens(streams: &[(&str, &[&str], u64)]) {
+    for (name, events, expected) in streams {
+        let stream = stream(events);
+        for size in [1, 7, stream.len()] {
+            assert_eq!(tokens(stream.as_bytes().chunks(size)), *expected, "{name}, {size}");
+        }
+    }
+}
+
+/// Goal: chats count about as many tokens as they bring.
 #[test]
-fn events_with_text_are_tokens() {
-    for (name, events, expected) in [
+fn events_of_chats_with_text_are_tokens() {
+    check_tokens(&[
         (
             "chat",
             &[
@@ -76,7 +86,7 @@ fn events_with_text_are_tokens() {
                 r#"{"choices":[{"index":0,"delta":{"content":"a"},"logprobs":{"content":[{"token":"a"}]}}]}"#,
                 r#"{"choices":[{"index":0,"delta":{"content" : "\"content\":\"x\""},"finish_reason":null}]}"#,
                 r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
-            ] as &[&str],
+            ],
             2,
         ),
         (
@@ -103,6 +113,12 @@ fn events_with_text_are_tokens() {
             ],
             2,
         ),
+    ]);
+}
+
+#[test]
+fn events_of_other_apis_with_text_are_tokens() {
+    check_tokens(&[
         (
             "completion",
             &[
@@ -135,12 +151,7 @@ fn events_with_text_are_tokens() {
             3,
         ),
         ("no events", &["[DONE]", "", "{}", r#""content""#, r#"{"content":1}"#], 0),
-    ] {
-        let stream = stream(events);
-        for size in [1, 7, stream.len()] {
-            assert_eq!(tokens(stream.as_bytes().chunks(size)), expected, "{name}, {size}");
-        }
-    }
+    ]);
 }
 
 #[test]
