@@ -12,6 +12,7 @@ use warmpath_core::ring::Append;
 use warmpath_core::route::{Choice, Prepared, Unplaced, select};
 use warmpath_core::settings::Settings;
 
+use crate::config::BookingOrder;
 use crate::host;
 use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_FEED_BYTES_MAX};
 use crate::metrics::Counter;
@@ -47,7 +48,14 @@ impl Vm {
             feed_bytes = left.unwrap_or(0);
             left.is_some()
         };
-        for _ in 0..BOOKING_ATTEMPTS_MAX {
+        let attempts = match self.config.booking_order {
+            BookingOrder::Strict => BOOKING_ATTEMPTS_MAX,
+            BookingOrder::None => {
+                self.catch_up(&mut may_apply);
+                0
+            }
+        };
+        for _ in 0..attempts {
             if !self.catch_up(&mut may_apply) {
                 break;
             }
@@ -85,6 +93,7 @@ impl Vm {
     ) -> Placed {
         let prefill = choice.prefill.is_some().then_some(prefill);
         self.own_booking(serving, now_ms);
+        self.metrics.add(Counter::BookingsMade, 1 + u64::from(prefill.is_some()));
         if let Some(prefill) = prefill {
             self.own_booking(prefill, now_ms);
         }

@@ -245,6 +245,7 @@ impl Vm {
     /// Its stream has ended. Does nothing the second time.
     pub(crate) fn free(&mut self, id: BookingId) {
         if self.own.remove(&id).is_some() {
+            self.metrics.add(Counter::BookingsFreed, 1);
             self.append(&Entry::Freed(id).encode());
         }
     }
