@@ -52,6 +52,10 @@ module: # The module that most need.
 module-hf: # The module with Hugging Face's tokenizer engine inside.
 	@scripts/build-module.sh hf
 
+.PHONY: module-hooks
+module-hooks: # The module that tests can crash, and whose ring log they can read.
+	@scripts/build-module.sh hooks
+
 ##@ Check
 
 .PHONY: check
@@ -67,6 +71,10 @@ test-fleet: module ## Discovery, captures, and engines that come, go, die and tr
 	@cargo test --locked -p warmpath-sidecar
 	@cargo test --locked -p warmpath-tests --test fuzz_replay
 	@scripts/stack.sh fleet
+
+.PHONY: test-bookings
+test-bookings: module module-hooks ## Bookings under races, faults (BOOKINGS_STREAMS of them) and crashes
+	@scripts/test-bookings.sh
 
 .PHONY: test-dynamo
 test-dynamo: module ## Envoy with Warmpath in front of real Dynamo 1.6.1 workers and frontends

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 #
-# Builds the module into target/: `scripts/build-module.sh [hf]`.
+# Builds the module into target/: `scripts/build-module.sh [hf|hooks]`.
 #
 #   (nothing)  target/warmpath.wasm     compiled tokenizers only
 #   hf         target/warmpath-hf.wasm  and Hugging Face's own engine, for the
 #                                       kinds that the compiler refuses
+#   hooks      target/warmpath-hooks.wasm  can be crashed and read by tests;
+#                                       never shipped
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
 
@@ -12,8 +14,9 @@ variant=${1:-plain}
 case $variant in
   plain) name=warmpath profile=wasm features=() ;;
   hf) name=warmpath-hf profile=wasm-hf features=(--features hf-tokenizers) ;;
+  hooks) name=warmpath-hooks profile=wasm-hooks features=(--features test-hooks) ;;
   *)
-    echo "usage: ${0##*/} [hf]" >&2
+    echo "usage: ${0##*/} [hf|hooks]" >&2
     exit 2
     ;;
 esac

@@ -34,6 +34,9 @@ IMPORTS_ALLOWED: dict[str, str] = {
         "leases and bookings must not expire when the wall clock jumps"
     ),
 }
+# Texts of the hooks that tests have in a module of their own
+# (filter/src/hooks.rs).
+TEST_HOOKS = (b"crashing on request", b"test_ring_reader")
 # Functions without which Envoy does not accept a module as a filter.
 EXPORTS_REQUIRED = {
     "_initialize|_start",
@@ -177,6 +180,7 @@ def check(data: bytes, code_bytes_max: int) -> list[tuple[bool, str]]:
     memory = Reader(parts.get("memory", b"\0"))
     pages = memory.limits()[0] if memory.u32() else 0
 
+    hooks = [hook.decode() for hook in TEST_HOOKS if hook in data]
     told = [folder for folder in machine_paths() if folder.encode() in data]
     code = sizes.get("code", 0)
     return [
@@ -188,6 +192,8 @@ def check(data: bytes, code_bytes_max: int) -> list[tuple[bool, str]]:
          f"code section {code:,} of at most {code_bytes_max:,} bytes"),
         (0 < pages <= MEMORY_PAGES_MAX,
          f"initial memory {pages} of at most {MEMORY_PAGES_MAX} pages"),
+        (not hooks,
+         f"has no hooks of tests{': ' + ', '.join(hooks) if hooks else ''}"),
         (not told,
          f"tells no path of the build machine{': ' + ', '.join(told) if told else ''}"),
     ]

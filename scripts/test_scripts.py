@@ -101,6 +101,15 @@ class Module(unittest.TestCase):
             self.assertEqual(self.failures(module(data=path)),
                              ["tells no path of the build machine"], path)
 
+    def test_hooks_of_tests(self):
+        for hook in check_module.TEST_HOOKS:
+            self.assertEqual(self.failures(module(data=b"-" + hook + b"-")),
+                             ["has no hooks of tests"], hook)
+        # The texts must be those that the hooks are made of.
+        source = (check_module.ROOT / "filter/src/hooks.rs").read_bytes()
+        for hook in check_module.TEST_HOOKS:
+            self.assertIn(hook, source)
+
     def test_every_truncation_is_refused_or_judged(self):
         whole = module()
         for length in range(len(whole)):

@@ -107,6 +107,12 @@ impl<'a> Entry<'a> {
         writer.into_bytes()
     }
 
+    /// Whether an encoded entry is a feed frame.
+    #[must_use]
+    pub fn is_feed(bytes: &[u8]) -> bool {
+        bytes.first() == Some(&1)
+    }
+
     /// Decodes an entry.
     ///
     /// # Errors
@@ -263,6 +269,7 @@ mod tests {
         ] {
             let bytes = entry.encode();
             assert_eq!(Entry::decode(&bytes), Ok(entry.clone()));
+            assert_eq!(Entry::is_feed(&bytes), matches!(entry, Entry::Feed(_)));
             if !matches!(entry, Entry::Feed(_)) {
                 for len in 0..bytes.len() {
                     assert!(Entry::decode(&bytes[..len]).is_err(), "{entry:?} cut at {len}");

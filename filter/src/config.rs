@@ -24,6 +24,18 @@ pub enum Mode {
     Body,
 }
 
+/// Whether bookings are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BookingOrder {
+    /// A booking counts only right behind the state that it was decided on; if
+    /// another VM was faster, the decision is made again.
+    Strict,
+    /// A booking is appended wherever the log is by then. A diagnostic, to see
+    /// what the order is worth: worker threads pick the same worker at once.
+    None,
+}
+
 /// As written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -35,6 +47,7 @@ struct RawConfig {
     index_blocks_max: u64,
     body_bytes_max: u64,
     booking_expiry_ms: Option<u64>,
+    booking_order: BookingOrder,
     feed_stale_ms: u64,
     enforce_disagg: Option<bool>,
     prefiller_header: bool,
@@ -55,6 +68,7 @@ impl Default for RawConfig {
             index_blocks_max: 4_000_000,
             body_bytes_max: 4 * 1024 * 1024,
             booking_expiry_ms: None,
+            booking_order: BookingOrder::Strict,
             feed_stale_ms: 2_000,
             enforce_disagg: None,
             prefiller_header: false,
@@ -89,6 +103,8 @@ pub struct Config {
     /// load: looking at it would hold the worker thread up for too long. 1 KiB to
     /// 16 MiB; default 4 MiB.
     pub body_bytes_max: usize,
+    /// Whether bookings are ordered. Default `strict`; `none` is a diagnostic.
+    pub booking_order: BookingOrder,
     /// Age of the feed from which decisions count as made on stale state, in
     /// milliseconds. 500 ms to 1 hour; default 2 s.
     pub feed_stale_ms: u64,
@@ -190,6 +206,7 @@ impl Config {
             token_data: raw.token_data,
             index_blocks_max,
             body_bytes_max,
+            booking_order: raw.booking_order,
             feed_stale_ms: raw.feed_stale_ms,
             prefiller_header: raw.prefiller_header,
             legacy_headers: raw.legacy_headers,
@@ -253,13 +270,16 @@ mod tests {
         assert_eq!(config.overrides, Overrides::default());
         assert!(!config.prefiller_header);
         assert_eq!((config.legacy_headers, config.trust_pins), (false, false));
+        assert_eq!(config.booking_order, BookingOrder::Strict);
         assert_eq!((config.cache_salt_header, config.cache_salt_from_body), (None, true));
     }
 
     #[test]
     fn members_are_taken() {
-        let json = br#"{"mode":"endpoint","feed_cluster":"f","debug_headers":true}"#;
+        let json = br#"{"mode":"endpoint","feed_cluster":"f","debug_headers":true,
+            "booking_order":"none"}"#;
         let config = Config::parse(json).unwrap();
+        assert_eq!(config.booking_order, BookingOrder::None);
         assert_eq!((config.mode, config.debug_headers), (Mode::Endpoint, true));
         assert_eq!(config.feed_cluster, "f");
     }
@@ -339,6 +359,7 @@ mod tests {
     #[test]
     fn a_mode_that_is_not_known_is_refused() {
         assert!(Config::parse(br#"{"mode":"buffered"}"#).is_err());
+        assert!(Config::parse(br#"{"booking_order":"loose"}"#).is_err());
         assert!(Config::parse(b"[]").is_err());
         assert!(Config::parse(b"{").is_err());
     }

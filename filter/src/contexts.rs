@@ -7,6 +7,8 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
 use crate::config::Config;
+#[cfg(feature = "test-hooks")]
+use crate::hooks;
 use crate::host;
 use crate::http::{Next, Stream};
 use crate::limits::TICK_MS;
@@ -20,7 +22,12 @@ proxy_wasm::main! {{
         log::set_max_level(log::LevelFilter::Info);
     }
     proxy_wasm::set_root_context(|context| -> Box<dyn RootContext> {
-        Box::new(Root { context, config: None })
+        Box::new(Root {
+            context,
+            config: None,
+            #[cfg(feature = "test-hooks")]
+            reads_ring: false,
+        })
     });
 }}
 
@@ -28,6 +35,9 @@ proxy_wasm::main! {{
 struct Root {
     context: u32,
     config: Option<Rc<Config>>,
+    /// Serves the ring log instead of routing.
+    #[cfg(feature = "test-hooks")]
+    reads_ring: bool,
 }
 
 impl Root {
@@ -60,6 +70,11 @@ impl Context for Root {
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
         let json = host::buffer(host::Buffer::PluginConfiguration, 0, size).unwrap_or_default();
+        #[cfg(feature = "test-hooks")]
+        if json == hooks::RING_READER {
+            self.reads_ring = true;
+            return true;
+        }
         let config = match Config::parse(&json) {
             Ok(config) => config,
             Err(err) => {
@@ -98,6 +113,10 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
+        #[cfg(feature = "test-hooks")]
+        if self.reads_ring {
+            return Some(Box::new(hooks::RingReader));
+        }
         // The SDK panics on `None`; a context without a configuration passes
         // everything on.
         let stream = self.config.as_ref().map(|config| Stream::new(context_id, config.clone()));
@@ -135,6 +154,8 @@ impl Context for Http {}
 
 impl HttpContext for Http {
     fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+        #[cfg(feature = "test-hooks")]
+        hooks::crash_if_asked();
         self.stream.as_ref().map_or(Action::Continue, |stream| {
             action(Stream::on_request_headers(stream, end_of_stream))
         })

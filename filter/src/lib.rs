@@ -27,3 +27,5 @@ mod vm;
 // linked against a host that is not there.
 #[cfg(not(test))]
 mod contexts;
+#[cfg(all(not(test), feature = "test-hooks"))]
+mod hooks;

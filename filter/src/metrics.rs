@@ -24,6 +24,11 @@ pub enum Counter {
     PredictionsOff,
     /// Entries of the ring log applied.
     RingEntries,
+    /// Bookings made. What this exceeds the freed ones by runs, or was cut by a
+    /// VM's crash and runs out.
+    BookingsMade,
+    /// Bookings freed.
+    BookingsFreed,
     /// Bookings that had to be decided again, since another VM was faster.
     BookingConflicts,
     /// Bookings written without the guarantee that nobody was faster.
@@ -61,13 +66,15 @@ pub enum Counter {
     Reentered,
 }
 
-const COUNTERS: [(Counter, &str); 23] = [
+const COUNTERS: [(Counter, &str); 25] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
     (Counter::PredictionsExact, "warmpath_predictions_total.result.exact"),
     (Counter::PredictionsOff, "warmpath_predictions_total.result.off"),
     (Counter::RingEntries, "warmpath_ring_entries_total"),
+    (Counter::BookingsMade, "warmpath_bookings_made_total"),
+    (Counter::BookingsFreed, "warmpath_bookings_freed_total"),
     (Counter::BookingConflicts, "warmpath_booking_conflicts_total"),
     (Counter::BookingUnordered, "warmpath_booking_unordered_total"),
     (Counter::BookingsExpired, "warmpath_bookings_expired_total"),

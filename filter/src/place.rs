@@ -12,8 +12,9 @@ use warmpath_core::ring::Append;
 use warmpath_core::route::{Choice, Prepared, Unplaced, select};
 use warmpath_core::settings::Settings;
 
+use crate::config::BookingOrder;
 use crate::host;
-use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_ENTRIES_MAX, REQUEST_RING_NS};
+use crate::limits::{BOOKING_ATTEMPTS_MAX, REQUEST_FEED_BYTES_MAX};
 use crate::metrics::Counter;
 use crate::vm::Vm;
 
@@ -37,14 +38,25 @@ impl Vm {
     /// [`Unplaced`].
     pub(crate) fn place(&mut self, prepared: &Prepared) -> Result<Placed, Unplaced> {
         let (serving, prefill) = (self.next_booking(), self.next_booking());
-        let started = host::monotonic_ns();
-        let now_ms = started / 1_000_000;
+        let now_ms = host::monotonic_ns() / 1_000_000;
         let settings = self.settings(prepared.model);
-        for _ in 0..BOOKING_ATTEMPTS_MAX {
-            let spent = host::monotonic_ns().saturating_sub(started);
-            let is_current =
-                self.catch_up(REQUEST_ENTRIES_MAX, REQUEST_RING_NS.saturating_sub(spent));
-            if !is_current {
+        // Counted in bytes: a decision's place in the order must not depend on
+        // whether the thread was interrupted meanwhile.
+        let mut feed_bytes = REQUEST_FEED_BYTES_MAX;
+        let mut may_apply = |entry: &[u8]| {
+            let left = feed_bytes.checked_sub(if Entry::is_feed(entry) { entry.len() } else { 0 });
+            feed_bytes = left.unwrap_or(0);
+            left.is_some()
+        };
+        let attempts = match self.config.booking_order {
+            BookingOrder::Strict => BOOKING_ATTEMPTS_MAX,
+            BookingOrder::None => {
+                self.catch_up(&mut may_apply);
+                0
+            }
+        };
+        for _ in 0..attempts {
+            if !self.catch_up(&mut may_apply) {
                 break;
             }
             let choice = select(&mut self.replica, prepared, &settings, now_ms, &mut self.random)?;
@@ -81,6 +93,7 @@ impl Vm {
     ) -> Placed {
         let prefill = choice.prefill.is_some().then_some(prefill);
         self.own_booking(serving, now_ms);
+        self.metrics.add(Counter::BookingsMade, 1 + u64::from(prefill.is_some()));
         if let Some(prefill) = prefill {
             self.own_booking(prefill, now_ms);
         }

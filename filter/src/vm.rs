@@ -184,21 +184,19 @@ impl Vm {
         *self.settings.of(model)
     }
 
-    /// Applies entries of the ring log, until there are no more, `entries_max`
-    /// were applied or `budget_ns` is spent. Returns whether it caught up.
-    pub(crate) fn catch_up(&mut self, entries_max: u32, budget_ns: u64) -> bool {
-        let started = host::monotonic_ns();
-        let now_ms = started / 1_000_000;
+    /// Applies entries of the ring log, until there are no more or one may not
+    /// be applied now. Returns whether it caught up. Bounded by the ring's slots
+    /// in any case: what comes meanwhile is left.
+    pub(crate) fn catch_up(&mut self, mut may_apply: impl FnMut(&[u8]) -> bool) -> bool {
+        let now_ms = host::monotonic_ns() / 1_000_000;
         let Ok(head) = self.ring.head(&self.store) else {
             self.metrics.add(Counter::HostRefused, 1);
             return false;
         };
-        let mut applied = 0;
+        let mut applied = 0_u32;
         while self.position < head {
-            if applied >= entries_max || host::monotonic_ns().saturating_sub(started) > budget_ns {
-                break;
-            }
             match self.ring.read(&self.store, self.position + 1) {
+                Ok(Read::Entry(entry)) if !may_apply(&entry) => break,
                 Ok(Read::Entry(entry)) => {
                     self.position += 1;
                     let changed = self.replica.apply_entry(&entry);
@@ -247,6 +245,7 @@ impl Vm {
     /// Its stream has ended. Does nothing the second time.
     pub(crate) fn free(&mut self, id: BookingId) {
         if self.own.remove(&id).is_some() {
+            self.metrics.add(Counter::BookingsFreed, 1);
             self.append(&Entry::Freed(id).encode());
         }
     }
@@ -277,7 +276,8 @@ impl Vm {
 
     /// What a tick does besides the feed's streams.
     pub(crate) fn tick(&mut self, now_ms: u64) {
-        self.catch_up(u32::MAX, TICK_RING_NS);
+        let started = host::monotonic_ns();
+        self.catch_up(|_| host::monotonic_ns().saturating_sub(started) <= TICK_RING_NS);
         self.replica.step();
         if self.feed_age_ms(now_ms).is_some_and(|age_ms| age_ms > CACHE_USAGE_STALE_MS) {
             self.replica.forget_cache_usages();

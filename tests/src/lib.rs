@@ -1,6 +1,8 @@
 //! Support library of the tests: the engine simulator, the local stack, the
-//! fleet that changes under load, and the runs against real Dynamo.
+//! fleet that changes under load, the bookings run, and the runs against real
+//! Dynamo.
 
+pub mod bookings;
 pub mod dynamo;
 pub mod engine;
 pub mod fleet;

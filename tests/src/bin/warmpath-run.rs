@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
+use warmpath_tests::bookings;
 use warmpath_tests::dynamo::interop;
 use warmpath_tests::fleet::changes;
 use warmpath_tests::stack::options::{Command, Options, OptionsError, USAGE};
@@ -16,7 +17,10 @@ use warmpath_tests::stack::{child, demo, smoke};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let counted = matches!(std::env::args().nth(1).as_deref(), Some("smoke" | "fleet" | "dynamo"));
+    let counted = matches!(
+        std::env::args().nth(1).as_deref(),
+        Some("smoke" | "fleet" | "bookings" | "dynamo")
+    );
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(OptionsError::Help) => {
@@ -41,6 +45,7 @@ async fn main() -> ExitCode {
         Command::Smoke => bounded(smoke::run(options), stop).await,
         Command::Baseline => bounded(smoke::baseline(options), stop).await,
         Command::Fleet => bounded(changes::run(options), stop).await,
+        Command::Bookings => bounded(bookings::run(options), stop).await,
         Command::Dynamo => bounded(interop::run(options), stop).await,
     };
     child::reap().await;

@@ -250,6 +250,20 @@ impl Chat {
         body.to_string().into()
     }
 
+    /// Sends it and takes whatever comes.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`].
+    pub async fn post(
+        &self,
+        address: &str,
+        model: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Response, CallError> {
+        post(address, "/v1/chat/completions", headers, self.body(model), REQUEST_WITHIN).await
+    }
+
     /// Sends it and reads the answer.
     ///
     /// # Errors
@@ -261,10 +275,7 @@ impl Chat {
         model: &str,
         headers: &[(&str, &str)],
     ) -> Result<Answer, ChatError> {
-        let path = "/v1/chat/completions";
-        let response = post(address, path, headers, self.body(model), REQUEST_WITHIN)
-            .await
-            .map_err(ChatError::Call)?;
+        let response = self.post(address, model, headers).await.map_err(ChatError::Call)?;
         if response.status != StatusCode::OK {
             return Err(ChatError::Status(response.status));
         }

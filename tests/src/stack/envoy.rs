@@ -47,12 +47,31 @@ pub async fn start(
     for (place, worker) in places.into_iter().zip(workers.iter().cycle()) {
         values.push((place, worker.to_string()));
     }
-    std::fs::write(folder.join(format!("{name}.yaml")), fill(&template, &values)?)?;
+    start_filled(options, name, &fill(&template, &values)?, 2, admin, folder).await
+}
+
+/// Starts an Envoy with a bootstrap that is filled in, and waits until it is
+/// ready.
+///
+/// - `concurrency`: its worker threads.
+///
+/// # Errors
+///
+/// [`StackError`].
+pub async fn start_filled(
+    options: &Options,
+    name: &str,
+    bootstrap: &str,
+    concurrency: u32,
+    admin: u16,
+    folder: &Path,
+) -> Result<Child, StackError> {
+    std::fs::write(folder.join(format!("{name}.yaml")), bootstrap)?;
     let arguments = [
         "-c",
         &format!("{name}.yaml"),
         "--concurrency",
-        "2",
+        &concurrency.to_string(),
         // Several run on one machine; none inherits another's sockets.
         "--disable-hot-restart",
         "--log-level",

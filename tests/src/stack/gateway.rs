@@ -115,7 +115,17 @@ impl Gateway {
     }
 }
 
-async fn start_sidecar(program: &Path, status: u16, folder: &Path) -> Result<Child, StackError> {
+/// Starts a sidecar whose `sidecar.yaml` is in `folder`, and waits until it is
+/// ready.
+///
+/// # Errors
+///
+/// [`StackError`].
+pub async fn start_sidecar(
+    program: &Path,
+    status: u16,
+    folder: &Path,
+) -> Result<Child, StackError> {
     let arguments = ["--config".to_owned(), "sidecar.yaml".to_owned()];
     let mut sidecar = Child::start("sidecar", program, &arguments, folder)?;
     wait_until_ok("the sidecar's /readyz", &mut sidecar, status, "/readyz").await?;

@@ -9,6 +9,7 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   warmpath-run demo          a short conversation, then stays up until Ctrl-C
   warmpath-run smoke         the same, bounded and asserting
   warmpath-run fleet         engines that come, go, die and trade places under load
+  warmpath-run bookings      bookings under races, faults and crashes, in order and to the end
   warmpath-run dynamo        real Dynamo workers and frontends instead of simulated engines
   warmpath-run baseline      engines behind plain Envoy, round robin: no module, no sidecar
 
@@ -17,11 +18,16 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   --bin-dir DIR              engine-sim and warmpath-sidecar [beside this program]
   --port N                   gateway's port for demo [10000 if free]
   --seed N                   of the requests [1]
+  --streams N                of bookings under faults [100000]
   --python FILE              Python that has Dynamo, for dynamo [.cache/dynamo/bin/python]
-  --case NAME                only this case of dynamo; may be repeated
+  --case NAME                only this case of bookings (atomic, chaos, crash) or dynamo; may be
+                             repeated
 
   ENVOY (environment)        Envoy to run [.venv/bin/envoy, else envoy on the PATH]
 ";
+
+/// Streams of the bookings run, unless the user says otherwise.
+const STREAMS: u64 = 100_000;
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +40,8 @@ pub enum Command {
     Baseline,
     /// Check what happens when workers come and go.
     Fleet,
+    /// Check that bookings are atomic and all end.
+    Bookings,
     /// Check the interplay with real Dynamo.
     Dynamo,
 }
@@ -59,9 +67,11 @@ pub struct Options {
     pub port: Option<u16>,
     /// Seed of the requests.
     pub seed: u64,
+    /// Streams that the bookings run puts through all faults.
+    pub streams: u64,
     /// Python that has Dynamo.
     pub python: PathBuf,
-    /// Cases of the run against Dynamo; empty for all.
+    /// Cases of the runs that have several; empty for all.
     pub cases: Vec<String>,
 }
 
@@ -99,6 +109,7 @@ impl Options {
         let mut command = None;
         let (mut model_dir, mut wasm, mut bin_dir) = (None, None, None);
         let (mut port, mut seed) = (None, 1);
+        let mut streams = STREAMS;
         let (mut python, mut cases) = (None, Vec::new());
         let mut arguments = arguments.into_iter();
         while let Some(word) = arguments.next() {
@@ -109,10 +120,12 @@ impl Options {
                 "smoke" => command = Some(Command::Smoke),
                 "baseline" => command = Some(Command::Baseline),
                 "fleet" => command = Some(Command::Fleet),
+                "bookings" => command = Some(Command::Bookings),
                 "dynamo" => command = Some(Command::Dynamo),
                 "--model-dir" => model_dir = Some(PathBuf::from(value()?)),
                 "--wasm" => wasm = Some(PathBuf::from(value()?)),
                 "--bin-dir" => bin_dir = Some(PathBuf::from(value()?)),
+                "--streams" => streams = number(&word, &value()?)?,
                 "--port" => port = Some(number(&word, &value()?)?),
                 "--seed" => seed = number(&word, &value()?)?,
                 "--python" => python = Some(PathBuf::from(value()?)),
@@ -139,6 +152,7 @@ impl Options {
             root,
             port,
             seed,
+            streams,
             cases,
         };
         options.check()?;
@@ -166,6 +180,10 @@ impl Options {
         if self.command != Command::Baseline {
             parts.push(("module (make wasm builds it)", self.wasm.clone()));
             parts.push(("sidecar", self.program("warmpath-sidecar")));
+        }
+        if self.command == Command::Bookings {
+            let hooks = self.wasm.with_file_name("warmpath-hooks.wasm");
+            parts.push(("module with hooks (make test-bookings builds it)", hooks));
         }
         if self.command == Command::Dynamo {
             parts.push(("Python with Dynamo (make test-dynamo installs it)", self.python.clone()));
