@@ -148,6 +148,8 @@ pub(crate) struct Taken {
     pub(crate) cost: f64,
     /// Tokens of the prompt that it need not compute, as bookings count them.
     pub(crate) cached_tokens: usize,
+    /// Blocks that its requests would hold with this one, a partial one counted.
+    pub(crate) potential_decode_blocks: usize,
 }
 
 fn policy(config: &KvRouterConfig, role: WorkerType) -> Result<WorkerSelectionPolicy, String> {
@@ -169,8 +171,12 @@ fn taken(
     let eligibility = request.eligibility_with_overloaded(overloaded);
     let input = WorkerSelectionInput::configured(workers, request, eligibility, block_size);
     let result = policy.select_worker(input)?;
-    let (worker, cached_tokens) = (result.worker, result.cached_tokens);
-    Ok(Taken { worker, cost: COST.get(), cached_tokens })
+    Ok(Taken {
+        worker: result.worker,
+        cost: COST.get(),
+        cached_tokens: result.cached_tokens,
+        potential_decode_blocks: result.potential_decode_blocks,
+    })
 }
 
 /// Seeds of the thread's generator, by the first number that it then gives.

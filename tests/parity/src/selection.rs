@@ -8,9 +8,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use dynamo_kv_router::conditional_disagg::{
+    ConditionalDisaggDecisionInput, make_conditional_disagg_policy,
+};
 use dynamo_kv_router::indexer::{LowerTierMatchDetails, TieredMatchDetails};
 use dynamo_kv_router::protocols::{PrefillLoadHint, StorageTier, WorkerWithDpRank};
-use dynamo_kv_router::scheduling::OverlapAnalysis;
+use dynamo_kv_router::scheduling::{AdvisoryWorkerLoad, OverlapAnalysis};
 use dynamo_kv_router::{
     ActiveSequencesMultiWorker, KvSchedulerError, NoopSequencePublisher, SchedulingRequest,
     SequenceRequest, WorkerType,
@@ -28,12 +31,14 @@ use warmpath_core::reason::Reason;
 use warmpath_core::replica::Replica;
 use warmpath_core::roster::{Parity, Role, Roster, RosterWorker, TierSlots};
 use warmpath_core::route::{Leg, Prepared, Unplaced, select};
-use warmpath_core::settings::{BusyThresholds, ConditionalDisagg, Settings};
+use warmpath_core::settings::{
+    BusyThresholds, ConditionalDisagg, ConditionalDisaggPolicy, Settings,
+};
 
 use crate::Outcome;
 use crate::bookings::chained;
 use crate::dynamo::{Instance, Seeds, Selector, Taken, request};
-use crate::states::{TAINTS, config, fleet, held, settings};
+use crate::states::{TAINTS, ascending, config, fleet, held, settings};
 
 const SEED: u64 = 0x5e1e_c700_0000_0005;
 const SCENES: u64 = 5_000;
@@ -43,6 +48,8 @@ const BLOCKS_MAX: u32 = 40;
 /// Index entries of a scene.
 const INDEX_BLOCKS_MAX: usize = 1_000;
 const PORT: u16 = 8_000;
+/// Capacity of a worker that does not say how much it takes.
+const BATCH_TOKENS_UNKNOWN: u64 = 10_000_000;
 /// Choices on our side of each request, each with another seed.
 const PICKS: u64 = 3;
 
@@ -87,6 +94,7 @@ struct Counts {
     legs: u64,
     tied: u64,
     pinned: u64,
+    bypassed: u64,
     refused: HashMap<&'static str, u64>,
 }
 
@@ -113,12 +121,14 @@ pub(crate) fn compare() -> Outcome {
     let refused: Vec<String> = refused.iter().map(|(why, n)| format!("{why} {n}")).collect();
     Ok(format!(
         "{} requests in {SCENES} scenes: {} legs placed on a worker that Dynamo would take, with \
-         as many tokens to compute ({} out of several that tie, {} on a worker that was named); \
+         as many tokens to compute ({} out of several that tie, {} on a worker that was named), {} prompts sent to the \
+         decode worker as Dynamo's conditional disaggregation would; \
          refused by both with the same error: {}",
         SCENES * REQUESTS_EACH,
         counts.legs,
         counts.tied,
         counts.pinned,
+        counts.bypassed,
         refused.join(", ")
     ))
 }
@@ -128,11 +138,15 @@ impl Pool {
         let base = u64::from(first_slot) * 1_000;
         let mut instances: HashMap<u64, Instance> =
             fleet(rng).into_iter().map(|(id, instance)| (base + id, instance)).collect();
-        for instance in instances.values_mut() {
-            instance.max_num_batched_tokens = rng.bool().then(|| rng.u64(1..4_000));
+        let ids = ascending(&instances);
+        for id in &ids {
+            let batch = rng.bool().then(|| rng.u64(1..4_000));
+            let blocks = (rng.u32(0..4) > 0).then(|| rng.u64(1..400));
+            if let Some(instance) = instances.get_mut(id) {
+                instance.max_num_batched_tokens = batch;
+                instance.total_kv_blocks = blocks;
+            }
         }
-        let mut ids: Vec<u64> = instances.keys().copied().collect();
-        ids.sort_unstable();
         let mut slot = first_slot;
         let mut ranks = Vec::new();
         for id in &ids {
@@ -168,7 +182,7 @@ impl Pool {
                 parity: Parity::Exact,
                 namespace: 0,
                 endpoint: SocketAddr::new(address(rank.worker.worker_id), PORT).to_string(),
-                total_kv_blocks: 0,
+                total_kv_blocks: instance.total_kv_blocks.unwrap_or(0),
                 max_num_batched_tokens: instance.max_num_batched_tokens.unwrap_or(0),
                 taints,
                 tiers: TierSlots {
@@ -303,8 +317,8 @@ impl Scene {
             }
         }
         if rng.u32(0..3) == 0 {
-            let hosts = self.pools.iter().flat_map(|pool| pool.instances.keys());
-            let hosts: Vec<u64> = hosts.copied().filter(|_| rng.u32(0..3) > 0).collect();
+            let hosts = self.pools.iter().flat_map(|pool| ascending(&pool.instances));
+            let hosts: Vec<u64> = hosts.filter(|_| rng.u32(0..3) > 0).collect();
             let host = |id: u64| match id % 2 {
                 0 => Host::Address(address(id)),
                 _ => Host::Socket(SocketAddr::new(address(id), PORT)),
@@ -320,9 +334,19 @@ impl Scene {
                 }
             }
         }
-        // Only where it cannot send the prompt to the decode worker.
-        if demands.prefill.is_some() && rng.bool() {
-            settings.conditional_disagg = Some(ConditionalDisagg::default());
+        if rng.u32(0..3) == 0 {
+            let policies = [
+                ConditionalDisaggPolicy::IslBounding,
+                ConditionalDisaggPolicy::PrefillLoad,
+                ConditionalDisaggPolicy::IslOrLoad,
+            ];
+            settings.conditional_disagg = Some(ConditionalDisagg {
+                policy: policies[rng.usize(0..3)],
+                eff_isl_threshold: rng.u32(0..1_500),
+                eff_isl_ratio_threshold: rng.f64(),
+                prefill_busy_threshold: Some(rng.f64() * 2.0),
+                decode_busy_threshold: rng.bool().then(|| rng.f64() * 2.0),
+            });
         }
         let prepared = Prepared {
             model: Some(0),
@@ -347,14 +371,31 @@ impl Scene {
     ) -> Result<(), String> {
         let mut theirs = Vec::new();
         for pool in &self.pools {
-            theirs.push(pool.take(asked, self.block_size, seeds, rng)?);
+            theirs.push(pool.take(asked, self.block_size, pool.role, seeds, rng)?);
         }
+        let bypasses = self.bypasses(asked, &theirs)?;
+        // Then the decode worker does all of it.
+        let whole = match bypasses.contains(&true) {
+            true => {
+                let role = Role::Aggregated;
+                self.pools[0].take(asked, self.block_size, role, seeds, rng)?.ok()
+            }
+            false => None,
+        };
         for _ in 0..PICKS {
             let mut random = Random::seeded(rng.u64(..));
             let ours = select(&mut self.replica, &asked.prepared, &asked.settings, 0, &mut random);
             let refused = theirs.iter().find_map(|it| it.as_ref().err());
             match (ours, refused) {
+                (Ok(choice), None) if choice.prefill.is_none() && bypasses.contains(&true) => {
+                    let whole = whole.as_ref().ok_or("nobody to do all of it")?;
+                    whole.agree(&choice.serving)?;
+                    counts.bypassed += 1;
+                }
                 (Ok(choice), None) => {
+                    if self.pools.len() == 2 && !bypasses.contains(&false) {
+                        return Err("Dynamo sends the prompt to the decode worker".to_owned());
+                    }
                     let legs = [Some(&choice.serving), choice.prefill.as_ref()];
                     for (leg, their) in legs.into_iter().flatten().zip(theirs.iter().flatten()) {
                         their.agree(leg)?;
@@ -376,6 +417,53 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// What Dynamo may decide on sending the prompt to the decode worker, for each
+    /// pair that ties.
+    fn bypasses(
+        &self,
+        asked: &Asked,
+        theirs: &[Result<Theirs, &'static str>],
+    ) -> Result<BTreeSet<bool>, String> {
+        let Some(conditional) = asked.settings.conditional_disagg else {
+            return Ok(BTreeSet::from([false]));
+        };
+        let [Ok(decode), Ok(prefill)] = theirs else { return Ok(BTreeSet::from([false])) };
+        if prefill.is_pinned {
+            return Ok(BTreeSet::from([false]));
+        }
+        let config = config(&asked.settings);
+        let policy = make_conditional_disagg_policy(Some(&config));
+        let isl = asked.prepared.prompt_tokens as usize;
+        let mut decisions = BTreeSet::new();
+        for answers in &decode.lowest {
+            let taken = decode.taken[answers];
+            let potential = taken.potential_decode_blocks as u64;
+            let gate = conditional.decode_busy_threshold.map(|threshold| {
+                // A worker that does not say how much it holds counts as busy.
+                self.pools[0].advisory(*answers).decode_load_exceeds(potential, threshold)
+                    != Some(false)
+            });
+            for computes in &prefill.lowest {
+                let threshold = conditional.prefill_busy_threshold.unwrap_or(f64::INFINITY);
+                let is_busy = self.pools[1].advisory(*computes).prefill_load_exceeds(threshold);
+                let input = ConditionalDisaggDecisionInput::new(isl, taken.cached_tokens)
+                    .with_prefill_chosen_worker_busy(Some(is_busy));
+                let waker = std::task::Waker::noop();
+                let mut context = std::task::Context::from_waker(waker);
+                let mut decision = policy.should_bypass_remote_prefill(input);
+                match decision.as_mut().poll(&mut context) {
+                    std::task::Poll::Ready(bypasses) => {
+                        decisions.insert(bypasses && gate != Some(true));
+                    }
+                    std::task::Poll::Pending => return Err("Dynamo waits".to_owned()),
+                }
+            }
+        }
+        Ok(decisions)
+    }
+}
+
 /// A prompt that leaves the trunk somewhere, and how many blocks it shares.
 fn prompt(rng: &mut Rng, trunk: &[u64]) -> (Vec<u64>, u32) {
     let common = rng.usize(0..=trunk.len());
@@ -392,8 +480,9 @@ fn prompt(rng: &mut Rng, trunk: &[u64]) -> (Vec<u64>, u32) {
 struct Theirs {
     /// The workers that it may take.
     lowest: BTreeSet<WorkerWithDpRank>,
-    /// Tokens to compute on each.
-    tokens: HashMap<WorkerWithDpRank, u64>,
+    taken: HashMap<WorkerWithDpRank, Taken>,
+    /// Tokens of the prompt.
+    isl: u64,
     is_pinned: bool,
 }
 
@@ -403,9 +492,9 @@ impl Theirs {
         if !self.lowest.contains(&worker) {
             return Err(format!("ours {worker:?}, Dynamo's {:?}", self.lowest));
         }
-        let tokens = self.tokens.get(&worker).copied();
-        if tokens.is_some_and(|tokens| tokens != u64::from(leg.prefill_tokens)) {
-            return Err(format!("{worker:?} computes {} and {tokens:?}", leg.prefill_tokens));
+        let tokens = self.isl.saturating_sub(self.taken[&worker].cached_tokens as u64);
+        if tokens != u64::from(leg.prefill_tokens) {
+            return Err(format!("{worker:?} computes {} and {tokens}", leg.prefill_tokens));
         }
         Ok(())
     }
@@ -442,10 +531,13 @@ impl Pool {
     }
 
     /// The leg of this pool as Dynamo's host asks for it; or its error's class.
+    ///
+    /// - `does`: what its worker is to do: its role, or all of it.
     fn take(
         &self,
         asked: &Asked,
         block_size: u32,
+        does: Role,
         seeds: &Seeds,
         rng: &mut Rng,
     ) -> Result<Result<Theirs, &'static str>, String> {
@@ -456,7 +548,7 @@ impl Pool {
             Role::Decode => WorkerType::Decode,
         };
         let selector = Selector::new(&config(settings), role)?;
-        let mut request = self.request(asked, block_size, selector.wants_cache(), rng);
+        let mut request = self.request(asked, block_size, does, selector.wants_cache(), rng);
         let overloaded = self.overloaded(&settings.busy_thresholds);
         let pin = match self.role {
             Role::Prefill => prepared.demands.prefill,
@@ -470,12 +562,11 @@ impl Pool {
             Err(error) => return Ok(Err(class_of(&error)?)),
         };
         // The prompt comes computed to a decode worker.
-        let isl = if self.role == Role::Decode { 0 } else { u64::from(prepared.prompt_tokens) };
-        let left = |taken: &Taken| isl.saturating_sub(taken.cached_tokens as u64);
+        let isl = if does == Role::Decode { 0 } else { u64::from(prepared.prompt_tokens) };
         if pin.is_some() {
             let lowest = BTreeSet::from([taken.worker]);
-            let tokens = HashMap::from([(taken.worker, left(&taken))]);
-            return Ok(Ok(Theirs { lowest, tokens, is_pinned: true }));
+            let taken = HashMap::from([(taken.worker, taken)]);
+            return Ok(Ok(Theirs { lowest, taken, isl, is_pinned: true }));
         }
         let allowed = self.ranks.iter().filter(|rank| {
             let id = rank.worker.worker_id;
@@ -500,21 +591,33 @@ impl Pool {
         if !lowest.contains(&taken.worker) {
             return Err(format!("Dynamo takes {taken:?} of {lowest:?}"));
         }
-        let tokens = all.iter().map(|it| (it.worker, left(it))).collect();
-        Ok(Ok(Theirs { lowest, tokens, is_pinned: false }))
+        let taken = all.into_iter().map(|it| (it.worker, it)).collect();
+        Ok(Ok(Theirs { lowest, taken, isl, is_pinned: false }))
+    }
+
+    /// A worker's load as conditional disaggregation looks at it.
+    fn advisory(&self, worker: WorkerWithDpRank) -> AdvisoryWorkerLoad {
+        let instance = &self.instances[&worker.worker_id];
+        let batch = instance.max_num_batched_tokens.unwrap_or(BATCH_TOKENS_UNKNOWN);
+        AdvisoryWorkerLoad {
+            active_prefill_tokens: self.loads.active_tokens(Instant::now())[&worker],
+            prefill_token_capacity: batch as usize,
+            total_kv_blocks: instance.total_kv_blocks.map(|blocks| blocks as usize),
+        }
     }
 
     fn request(
         &self,
         asked: &Asked,
         block_size: u32,
+        does: Role,
         wants_cache: bool,
         rng: &mut Rng,
     ) -> SchedulingRequest {
         let Asked { settings, prepared, hashes, common, preferred } = asked;
-        let tracks_prefill = settings.router_track_prefill_tokens && self.role != Role::Decode;
+        let tracks_prefill = settings.router_track_prefill_tokens && does != Role::Decode;
         let mut request = request(prepared.prompt_tokens as usize, tracks_prefill);
-        let shares = settings.router_assume_kv_reuse && self.role != Role::Decode;
+        let shares = settings.router_assume_kv_reuse && does != Role::Decode;
         request.token_seq = match () {
             () if self.role == Role::Prefill || !settings.router_track_active_blocks => None,
             () if shares => Some(hashes.clone()),

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use dynamo_kv_router::config::KvRouterConfig;
+use dynamo_kv_router::config::{ConditionalDisaggPolicyKind, KvRouterConfig};
 use dynamo_kv_router::indexer::{LowerTierMatchDetails, TieredMatchDetails};
 use dynamo_kv_router::protocols::{SharedCacheHits, StorageTier, WorkerWithDpRank};
 use dynamo_kv_router::scheduling::OverlapAnalysis;
@@ -11,7 +11,7 @@ use dynamo_kv_router::{SchedulingRequest, WorkerLoadProjection, WorkerType};
 use fastrand::Rng;
 use warmpath_core::ids::WorkerSlot;
 use warmpath_core::score::{Candidate, Held, Phase, PromptSize, taint_factor};
-use warmpath_core::settings::{ConditionalDisagg, Settings};
+use warmpath_core::settings::{ConditionalDisagg, ConditionalDisaggPolicy, Settings};
 
 use crate::dynamo::{Instance, request};
 
@@ -76,6 +76,7 @@ pub(crate) fn settings(rng: &mut Rng) -> Settings {
 
 /// The same settings for Dynamo.
 pub(crate) fn config(settings: &Settings) -> KvRouterConfig {
+    let conditional = settings.conditional_disagg.unwrap_or_default();
     KvRouterConfig {
         overlap_score_credit: settings.overlap_score_credit,
         overlap_score_credit_decay: settings.overlap_score_credit_decay,
@@ -86,6 +87,13 @@ pub(crate) fn config(settings: &Settings) -> KvRouterConfig {
         shared_cache_multiplier: Some(settings.shared_cache_multiplier),
         router_temperature: settings.router_temperature,
         conditional_disagg_enabled: settings.conditional_disagg.is_some(),
+        conditional_disagg_policy: match conditional.policy {
+            ConditionalDisaggPolicy::IslBounding => ConditionalDisaggPolicyKind::IslBounding,
+            ConditionalDisaggPolicy::PrefillLoad => ConditionalDisaggPolicyKind::PrefillLoad,
+            ConditionalDisaggPolicy::IslOrLoad => ConditionalDisaggPolicyKind::IslOrLoad,
+        },
+        conditional_disagg_eff_isl_threshold: conditional.eff_isl_threshold as usize,
+        conditional_disagg_eff_isl_ratio_threshold: conditional.eff_isl_ratio_threshold,
         ..KvRouterConfig::default()
     }
 }
@@ -125,6 +133,13 @@ pub(crate) fn fleet(rng: &mut Rng) -> HashMap<u64, Instance> {
         .collect()
 }
 
+/// The instances in an order that is always the same.
+pub(crate) fn ascending(instances: &HashMap<u64, Instance>) -> Vec<u64> {
+    let mut ids: Vec<u64> = instances.keys().copied().collect();
+    ids.sort_unstable();
+    ids
+}
+
 impl State {
     /// A state for the cost alone.
     pub(crate) fn random(rng: &mut Rng) -> Self {
@@ -146,10 +161,8 @@ impl State {
         let instances = fleet(rng);
         // Few different numbers, so that candidates tie.
         let few = rng.u32(0..3) == 0;
-        let mut ids: Vec<u64> = instances.keys().copied().collect();
-        ids.sort_unstable();
         let mut ranks = Vec::new();
-        for id in ids {
+        for id in ascending(&instances) {
             for rank in 0..instances[&id].ranks {
                 let (held, external) = if few && rng.bool() {
                     (Held { device: blocks / 2, ..Held::default() }, 0)
