@@ -18,6 +18,7 @@
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use crate::ids::SequenceHash;
 use crate::limits::BOOKING_OUTPUT_BLOCKS_MAX;
@@ -235,8 +236,10 @@ impl Blocks {
     fn remove(&mut self, id: EdgeId, edge: &Edge, prompt: &[SequenceHash]) {
         self.prompts -= edge.len() * edge.weight;
         for hash in part(prompt, edge.start, edge.end) {
-            if self.places.get(hash).is_some_and(|place| place.edge == id) {
-                self.places.remove(hash);
+            if let Entry::Occupied(place) = self.places.entry(*hash)
+                && place.get().edge == id
+            {
+                place.remove();
             }
         }
         if let Some(parent) = edge.parent.and_then(|parent| self.edge_mut(parent)) {
