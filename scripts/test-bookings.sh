@@ -2,7 +2,8 @@
 #
 # Bookings under races, faults and crashes: `scripts/test-bookings.sh [options of
 # warmpath-run bookings]`. Both modules must have been built. BOOKINGS_STREAMS says
-# how many streams go through all faults (100000). The last line is
+# how many streams go through all faults (100000; from 5000 on every fault is
+# met). The last line is
 # `N passed, N failed`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
