@@ -146,7 +146,9 @@ impl Choice {
         prefill: BookingId,
         at_ms: u64,
     ) -> Entry<'static> {
-        let expected_output_tokens = prepared.demands.expected_output_tokens.unwrap_or(0);
+        // An answer that is expected to be empty has one token all the same.
+        let expected_output_tokens =
+            prepared.demands.expected_output_tokens.map_or(0, |tokens| tokens.max(1));
         let bare =
             |id, leg: &Leg| Booking { expected_output_tokens, ..Booking::new(id, leg.slot, at_ms) };
         let Tracking { blocks: tracks_blocks, shares_blocks, prefill: tracks_prefill } =
