@@ -238,6 +238,23 @@ fn hold(replica: &mut Replica, held: &[(u16, &[SequenceHash])]) {
     replica.apply_snapshot_frame(&frame(Kind::SnapshotEnd, &[]));
 }
 
+/// A prompt of 8 blocks and two tokens.
+fn prompt_with(demands: Demands) -> Prepared {
+    Prepared {
+        model: Some(0),
+        holders: None,
+        reason: Reason::Kv,
+        prompt_tokens: 34,
+        tokens: (0..34).collect(),
+        hashes: (1..9)
+            .map(|n: u64| SequenceHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())))
+            .collect(),
+        block_size: BLOCK_SIZE,
+        is_whole: true,
+        demands,
+    }
+}
+
 fn two_workers() -> Vec<RosterWorker> {
     (1..=2).map(|slot| worker(slot, 0, Role::Aggregated, Parity::Exact)).collect()
 }

@@ -14,23 +14,6 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const A: SessionKey = SessionKey(77);
 
-/// A prompt of 8 blocks and two tokens.
-fn prompt(demands: Demands) -> Prepared {
-    Prepared {
-        model: Some(0),
-        holders: None,
-        reason: Reason::Kv,
-        prompt_tokens: 34,
-        tokens: (0..34).collect(),
-        hashes: (1..9)
-            .map(|n: u64| SequenceHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())))
-            .collect(),
-        block_size: BLOCK_SIZE,
-        is_whole: true,
-        demands,
-    }
-}
-
 /// Ranks 0 and 1 of an instance.
 fn ranks(slot: u16) -> [RosterWorker; 2] {
     let first = worker(slot, 0, Role::Aggregated, Parity::Exact);
@@ -57,7 +40,7 @@ fn pin(slot: u16, rank: Option<u32>) -> Option<Pin> {
 }
 
 fn with(replica: &mut Replica, settings: &Settings, demands: Demands) -> Result<u16, Unplaced> {
-    let choice = select(replica, &prompt(demands), settings, 0, &mut Random::seeded(5))?;
+    let choice = select(replica, &prompt_with(demands), settings, 0, &mut Random::seeded(5))?;
     Ok(choice.serving.slot.0)
 }
 
@@ -102,7 +85,7 @@ fn both_legs_can_be_named() {
     let demands = Demands { prefill: pin(2, Some(0)), serving: pin(4, None), ..Demands::default() };
     let mut random = Random::seeded(5);
     let choose = |replica: &mut Replica, demands, random: &mut Random| {
-        select(replica, &prompt(demands), &Settings::default(), 0, random)
+        select(replica, &prompt_with(demands), &Settings::default(), 0, random)
     };
     let choice = choose(&mut replica, demands, &mut random).unwrap();
     assert_eq!((choice.serving.slot.0, choice.computing().slot.0), (4, 2));
@@ -236,7 +219,7 @@ fn a_full_queue_refuses() {
 }
 
 fn place(replica: &mut Replica, settings: &Settings, demands: Demands, id: u64, at_ms: u64) -> u16 {
-    let prepared = prompt(demands);
+    let prepared = prompt_with(demands);
     let choice = select(replica, &prepared, settings, at_ms, &mut Random::seeded(id)).unwrap();
     let ids = [BookingId(id), BookingId(id + 1)];
     replica.apply_entry(&choice.entry(&prepared, settings, ids, at_ms));
@@ -289,12 +272,12 @@ fn approximate_mode_follows_own_decisions() {
     let settings = Settings { use_kv_events: false, router_ttl_ms: 1_000, ..Settings::default() };
     let mut replica = live(vec![aggregated(1), aggregated(2)]);
     // What the workers say does not count.
-    let hashes = prompt(Demands::default()).hashes;
+    let hashes = prompt_with(Demands::default()).hashes;
     let first = place(&mut replica, &settings, Demands::default(), 10, 0);
     hold(&mut replica, &[(3 - first, &hashes)]);
     replica.apply_entry(&Entry::Freed(BookingId(10)).encode());
     let at = |replica: &mut Replica, now_ms| {
-        select(replica, &prompt(Demands::default()), &settings, now_ms, &mut Random::seeded(1))
+        select(replica, &prompt_with(Demands::default()), &settings, now_ms, &mut Random::seeded(1))
             .unwrap()
     };
     let choice = at(&mut replica, 900);
@@ -316,7 +299,7 @@ fn least_recently_used_needs_the_worker_s_capacity() {
         let mut replica = live(vec![sized(total)]);
         place(&mut replica, &settings, Demands::default(), 10, 0);
         replica.apply_entry(&Entry::Freed(BookingId(10)).encode());
-        let prepared = prompt(Demands::default());
+        let prepared = prompt_with(Demands::default());
         let choice = select(&mut replica, &prepared, &settings, 9_999, &mut Random::seeded(1));
         assert_eq!(choice.unwrap().serving.held.device, held_at_the_end);
     }
@@ -328,10 +311,10 @@ fn a_decision_is_predicted_to_be_cached() {
     let settings = Settings { router_predicted_ttl_ms: Some(500), ..Settings::default() };
     let mut replica = live(vec![aggregated(1), aggregated(2)]);
     let first = place(&mut replica, &settings, Demands::default(), 10, 0);
-    let hashes = prompt(Demands::default()).hashes;
+    let hashes = prompt_with(Demands::default()).hashes;
     hold(&mut replica, &[(3 - first, &hashes[..2])]);
     replica.apply_entry(&Entry::Freed(BookingId(10)).encode());
-    let prepared = prompt(Demands::default());
+    let prepared = prompt_with(Demands::default());
     let mut held = Vec::new();
     let mut all = |replica: &mut Replica, now_ms| {
         replica.held(&prepared.hashes, &settings, now_ms, &mut held);
@@ -349,8 +332,9 @@ fn what_is_tracked_is_booked() {
         let mut replica = live(vec![aggregated(1)]);
         place(&mut replica, &settings, Demands::default(), 10, 0);
         let load = replica.loads().of(WorkerSlot(1));
-        let again =
-            replica.loads().additional_blocks(WorkerSlot(1), &prompt(Demands::default()).hashes);
+        let again = replica
+            .loads()
+            .additional_blocks(WorkerSlot(1), &prompt_with(Demands::default()).hashes);
         (load.prefill_tokens, load.active_blocks, again)
     };
     let all = Settings::default();
@@ -365,7 +349,7 @@ fn two_tiers_choose_where_configured() {
     let two_tier = SelectionPolicy::TwoTier(TwoTier::default());
     let settings = Settings { selection_policy: two_tier, ..Settings::default() };
     let mut replica = live(vec![aggregated(1), aggregated(2)]);
-    let hashes = prompt(Demands::default()).hashes;
+    let hashes = prompt_with(Demands::default()).hashes;
     hold(&mut replica, &[(2, &hashes)]);
     for id in 0..3 {
         book(&mut replica, id, 2, 100_000);
@@ -385,7 +369,7 @@ fn a_decode_worker_may_compute_the_rest() {
     let decode =
         |slot| RosterWorker { total_kv_blocks: 10, ..worker(slot, 0, Role::Decode, Parity::Exact) };
     let mut replica = live(vec![prefill(1), decode(3), decode(4)]);
-    let hashes = prompt(Demands::default()).hashes;
+    let hashes = prompt_with(Demands::default()).hashes;
     hold(&mut replica, &[(4, &hashes[..6])]);
     book(&mut replica, 1, 1, 100);
     let with = |conditional: ConditionalDisagg| Settings {
@@ -393,7 +377,7 @@ fn a_decode_worker_may_compute_the_rest() {
         ..Settings::default()
     };
     let mut legs = |settings: &Settings| {
-        let prepared = prompt(Demands::default());
+        let prepared = prompt_with(Demands::default());
         let choice = select(&mut replica, &prepared, settings, 0, &mut Random::seeded(1)).unwrap();
         (choice.serving.slot.0, choice.prefill.map(|leg| leg.slot.0), choice.serving.held.device)
     };

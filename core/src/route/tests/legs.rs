@@ -2,7 +2,6 @@
 //! they are named.
 
 use super::*;
-use crate::ids::SequenceHash;
 use crate::load::WorkerLoad;
 use crate::ring::{Append, Read, Ring};
 use crate::shared::memory::MemoryStore;
@@ -10,21 +9,8 @@ use crate::shared::memory::MemoryStore;
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-/// A prompt of 8 blocks and two tokens.
 fn prompt() -> Prepared {
-    Prepared {
-        model: Some(0),
-        holders: None,
-        reason: Reason::Kv,
-        prompt_tokens: 34,
-        tokens: (0..34).collect(),
-        hashes: (1..9)
-            .map(|n: u64| SequenceHash(xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())))
-            .collect(),
-        block_size: BLOCK_SIZE,
-        is_whole: true,
-        demands: Demands::default(),
-    }
+    prompt_with(Demands::default())
 }
 
 fn of_namespace(namespace: u32, entry: RosterWorker) -> RosterWorker {
