@@ -63,7 +63,7 @@ check: ## Format, lints, docs, licences, sources, invariants, the module
 	@"$(PYTHON)" scripts/run_parts.py check
 
 .PHONY: test
-test: ## All tests: native, WebAssembly, the module, the smoke run
+test: ## All tests: native, WebAssembly, against Dynamo's crates, the modules, the smoke and fleet runs
 	@"$(PYTHON)" scripts/run_parts.py test
 
 .PHONY: test-fleet

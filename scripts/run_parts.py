@@ -108,6 +108,8 @@ def parts_of(run: str) -> list[Part]:
         Part("scripts", [python, "scripts/test_scripts.py"], "summary", 2),
         Part("native",
              ["cargo", "test", "--workspace", "--locked", "--no-fail-fast"], "cargo", 40),
+        # Dynamo's crates are of a workspace of their own.
+        Part("parity", ["make", "test-parity"], "summary", 30),
         Part("wasm", wasm_tests, "cargo", 20),
         Part("wasm-hf", [*wasm_tests, "--features", "hf-tokenizers"], "cargo", 20),
         *modules,

@@ -132,7 +132,7 @@ about() {
   case $1 in
     rust) echo "required|Rust 1.$RUST_MINOR_MIN or newer" ;;
     c_compiler) echo 'required|C compiler (links the native programs)' ;;
-    cxx_compiler) echo 'optional|C++ compiler (make fuzz)' ;;
+    cxx_compiler) echo 'required|C++ compiler (make test compares with Dynamo'\''s crates; make fuzz)' ;;
     protoc) echo 'required|protoc with its standard types (builds the etcd client)' ;;
     etcd) echo 'required|etcd (make test, make test-dynamo)' ;;
     nats) echo 'required|NATS server (make test, make test-dynamo)' ;;
