@@ -71,6 +71,11 @@ pub enum Kind {
     BlobPart = 9,
     /// Down, in the log: [`crate::settings`], of all models.
     Settings = 10,
+    /// Down, beside the log: what other routers have booked
+    /// ([`crate::bookings`]). To a follower the list first and then every change;
+    /// to a snapshot reader what there is when the snapshot ends. Its sequence
+    /// is 0.
+    Remote = 11,
     /// Down, beside the log, when it has changed and every few seconds: how full
     /// the workers' caches are ([`crate::cache_usage`]). Replaces the one before.
     CacheUsage = 12,
@@ -80,6 +85,8 @@ pub enum Kind {
     More = 33,
     /// Up: wants a blob ([`crate::uplink::FetchBlob`]).
     FetchBlob = 34,
+    /// Up: what this gateway has booked ([`crate::bookings`]).
+    Bookings = 35,
 }
 
 impl Kind {
@@ -95,10 +102,12 @@ impl Kind {
             8 => Self::SnapshotEnd,
             9 => Self::BlobPart,
             10 => Self::Settings,
+            11 => Self::Remote,
             12 => Self::CacheUsage,
             32 => Self::Hello,
             33 => Self::More,
             34 => Self::FetchBlob,
+            35 => Self::Bookings,
             _ => return Err(WireError::UnknownCase),
         })
     }

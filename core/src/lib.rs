@@ -67,6 +67,8 @@ pub mod replica;
 
 pub mod uplink;
 
+pub mod bookings;
+
 // Between the VMs of one gateway process.
 pub mod shared;
 

@@ -181,6 +181,7 @@ const _: () = {
     // The relations that the limits above rely on.
     assert!(DELTA_OPERATIONS_MAX * 16 <= FRAME_BODY_BYTES_MAX);
     assert!(BLOB_PART_BYTES_MAX + 64 <= FRAME_BODY_BYTES_MAX);
+    assert!(BOOKING_ENTRY_BYTES_MAX + BOOKINGS_FRAME_BYTES <= FRAME_BODY_BYTES_MAX);
     assert!(ROSTER_TAINTS_MAX * 2 <= FRAME_BODY_BYTES_MAX);
     assert!(WORKER_TAINTS_MAX <= u8::MAX as usize && TAINT_WORDS_MAX <= u16::MAX as usize);
     assert!(ADAPTER_HOLDERS_MAX * 2 <= FRAME_BODY_BYTES_MAX);
@@ -215,6 +216,24 @@ pub const BOOKED_BLOCKS_MAX: usize = 4 * 1024 * 1024;
 /// Most blocks of one answer that are booked; those beyond it do not count. At 16
 /// tokens a block that is an answer of 1 M tokens.
 pub const BOOKING_OUTPUT_BLOCKS_MAX: u32 = 65_536;
+/// Longest ring entry about a booking, in bytes: two bookings of the most blocks
+/// ([`BOOKING_BLOCKS_MAX`]), and some.
+pub const BOOKING_ENTRY_BYTES_MAX: usize = 2 * (BOOKING_BLOCKS_MAX * 8 + 1024);
+
+/// Bytes of entries from which a frame of bookings is sent: copying one through
+/// shared data takes about 0.1 ms. A single longer entry makes a longer frame.
+pub const BOOKINGS_FRAME_BYTES: usize = 64 * 1024;
+
+/// Most entries of one frame of bookings. Applying one takes below 0.1 ms.
+pub const BOOKINGS_FRAME_ENTRIES_MAX: usize = 1_024;
+
+/// Most bookings of other routers at a time: half of what a gateway process
+/// holds, so that its own always have room.
+pub const REMOTE_BOOKINGS_MAX: usize = BOOKINGS_MAX / 2;
+
+/// Ends of remote bookings that a filter remembers: a list that was made before
+/// the end, but comes behind it, must not bring the booking back.
+pub const REMOTE_ENDS_KEPT: usize = 4_096;
 
 // --- shared data -----------------------------------------------------------
 

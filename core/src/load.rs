@@ -282,6 +282,17 @@ impl Loads {
         self.placed.values().filter(waits).count() as u64
     }
 
+    /// The names of all bookings, in no order.
+    pub fn ids(&self) -> impl Iterator<Item = BookingId> + '_ {
+        self.placed.keys().copied()
+    }
+
+    /// A booking, and whether its prefill is done.
+    #[must_use]
+    pub fn get(&self, id: BookingId) -> Option<(&Booking, bool)> {
+        self.placed.get(&id).map(|placed| (&placed.booking, placed.prefill_done))
+    }
+
     /// Number of bookings.
     #[must_use]
     pub fn bookings(&self) -> usize {

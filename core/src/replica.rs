@@ -21,9 +21,11 @@
 //!    is taken anew.
 
 mod had_prefill;
+mod remote;
 
 use crate::affinity::Affinity;
 use crate::approximate::Approximate;
+use crate::bookings::Bookings;
 use crate::cache_usage::{CacheUsage, CacheUsages};
 use crate::card::Cards;
 use crate::delta::{Delta, SnapshotStart};
@@ -39,6 +41,7 @@ use crate::roster::Roster;
 use crate::settings::{RouterSettings, Settings};
 
 use had_prefill::HadPrefill;
+use remote::Remote;
 
 /// A position in the sidecar's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +78,8 @@ pub struct Counters {
     pub snapshots_restarted: u64,
     /// Times that the ring had moved on before this VM read it.
     pub overruns: u64,
+    /// Bookings of other routers that there was no room for.
+    pub remote_refused: u64,
 }
 
 /// What an entry changed, for whoever keeps something per model or worker.
@@ -106,6 +111,9 @@ pub struct Replica {
     loads: Loads,
     affinity: Affinity,
     approximate: Approximate,
+    remote: Remote,
+    /// The time that applied frames are taken to have come at.
+    now_ms: u64,
     index: Index,
     index_blocks_max: usize,
     /// Where the index stands, while it is live.
@@ -147,6 +155,8 @@ impl Replica {
             loads: Loads::new(),
             affinity: Affinity::default(),
             approximate: Approximate::default(),
+            remote: Remote::default(),
+            now_ms: 0,
             index: Index::new(index_blocks_max),
             index_blocks_max,
             live_at: None,
@@ -155,6 +165,12 @@ impl Replica {
             seen: Position::default(),
             counters: Counters::default(),
         }
+    }
+
+    /// Says what time it is, in milliseconds of the host's monotonic clock, to
+    /// what is applied from now on: remote bookings come with an age.
+    pub fn set_now(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
     }
 
     /// Applies one entry of the ring log.
@@ -226,14 +242,30 @@ impl Replica {
                 Ok(usages) => self.cache_usages = usages,
                 Err(_) => self.counters.bad_frames += 1,
             },
+            Kind::Remote => self.apply_remote(frame.body, false),
             // Those of snapshots, blobs and the uplink never enter the ring.
             _ => self.counters.bad_frames += 1,
         }
         changed
     }
 
-    /// Takes over a roster, card or settings frame, wherever it came from: the ring, or
-    /// the copy in shared data that a late VM starts with. Its place in the
+    /// Applies what other routers have booked.
+    ///
+    /// - `beside`: it did not come through the ring, and so may be older than
+    ///   what has.
+    fn apply_remote(&mut self, body: &[u8], beside: bool) {
+        match Bookings::decode(body) {
+            Ok(bookings) => {
+                let passed = self.remote.apply(&bookings, beside, self.now_ms, &mut self.loads);
+                self.counters.bad_frames += passed.bad;
+                self.counters.remote_refused += passed.over_limit;
+            }
+            Err(_) => self.counters.bad_frames += 1,
+        }
+    }
+
+    /// Takes over a roster, card or settings frame, wherever it came from: the
+    /// ring, or the copy in shared data that a late VM starts with. Its place in the
     /// log is not considered.
     pub fn apply_state_bytes(&mut self, bytes: &[u8]) -> Changed {
         match Frame::decode(bytes) {
@@ -420,6 +452,10 @@ impl Replica {
     fn try_snapshot_frame(&mut self, bytes: &[u8]) -> Option<SnapshotProgress> {
         let frame = Frame::decode(bytes).ok()?;
         let at = Position { epoch: frame.epoch, sequence: frame.sequence };
+        if frame.kind == Kind::Remote {
+            self.apply_remote(frame.body, true);
+            return Some(SnapshotProgress::More);
+        }
         // Begun again meanwhile: the stream is of no use, but not wrong.
         let Some(incoming) = &mut self.incoming else { return Some(SnapshotProgress::Failed) };
         match frame.kind {

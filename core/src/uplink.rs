@@ -30,6 +30,9 @@ pub struct Hello {
     pub epoch: u64,
     /// Sequence of the last log frame applied.
     pub sequence: u64,
+    /// The gateway process, unique among all; 0 from a filter of a release that
+    /// does not say, which is not told of other gateways' bookings.
+    pub gateway: u64,
 }
 
 impl Hello {
@@ -44,6 +47,9 @@ impl Hello {
         writer.u64(self.vm);
         writer.u64(self.epoch);
         writer.u64(self.sequence);
+        if self.gateway != 0 {
+            writer.u64(self.gateway);
+        }
         writer.into_bytes()
     }
 
@@ -60,8 +66,9 @@ impl Hello {
             _ => return Err(WireError::UnknownCase),
         };
         let (vm, epoch, sequence) = (reader.u64()?, reader.u64()?, reader.u64()?);
+        let gateway = if reader.is_empty() { 0 } else { reader.u64()? };
         reader.finish()?;
-        Ok(Self { purpose, vm, epoch, sequence })
+        Ok(Self { purpose, vm, epoch, sequence, gateway })
     }
 }
 
@@ -177,8 +184,10 @@ mod tests {
     #[test]
     fn everything_survives_the_wire() {
         for purpose in [Purpose::Follow, Purpose::Snapshot] {
-            let hello = Hello { purpose, vm: 1, epoch: 2, sequence: 3 };
-            assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+            for gateway in [0, 4] {
+                let hello = Hello { purpose, vm: 1, epoch: 2, sequence: 3, gateway };
+                assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+            }
         }
         let more = More { parts: 4 };
         assert_eq!(More::decode(&more.encode()), Ok(more));

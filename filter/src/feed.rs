@@ -5,6 +5,7 @@
 //! own. Both are driven by ticks and by the messages themselves, and every
 //! message is a bounded piece of work.
 
+use warmpath_core::bookings::{Bookings, told};
 use warmpath_core::card::BlobId;
 use warmpath_core::entry::Entry;
 use warmpath_core::frame::{Frame, Kind};
@@ -22,6 +23,7 @@ use crate::limits::{
     SNAPSHOT_CREDIT, STREAM_RETRY_MS, STREAM_SILENCE_MS,
 };
 use crate::metrics::Counter;
+use crate::uplink::Uplink;
 use crate::vm::{Vm, cards_key, roster_key, settings_key};
 
 const SERVICE: &str = "warmpath.feed.v1.Feed";
@@ -37,6 +39,9 @@ struct Follow {
     is_heard: bool,
     /// The blob that is being fetched for the shelf.
     fetch: Option<Fetch>,
+    /// What this gateway books, once the sidecar has said that it wants to hear
+    /// of it.
+    uplink: Option<Uplink>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +92,34 @@ impl Vm {
         self.drive_snapshot(now_ms);
         self.drive_fetch();
         self.drive_loading(now_ms);
+        self.drive_uplink(now_ms);
+    }
+
+    /// Sends what this gateway has booked since the last tick.
+    fn drive_uplink(&mut self, now_ms: u64) {
+        let Some(Follow { stream, uplink: Some(uplink), .. }) = &mut self.feed.follow else {
+            return;
+        };
+        let stream = *stream;
+        for body in uplink.frames(self.replica.loads(), now_ms) {
+            if !send(stream, Kind::Bookings, &body) {
+                // Whether the other side has it cannot be told.
+                *uplink = Uplink::default();
+                self.metrics.add(Counter::HostRefused, 1);
+                return;
+            }
+        }
+    }
+
+    /// Passes on what an entry says of a booking, if this VM does that for its
+    /// gateway.
+    pub(crate) fn pass_on(&mut self, entry: &[u8]) {
+        if let Some(Follow { uplink: Some(uplink), .. }) = &mut self.feed.follow
+            && let Some(entry) = told(entry)
+        {
+            let dropped = uplink.note(&entry);
+            self.metrics.add(Counter::UplinkDropped, dropped);
+        }
     }
 
     fn drive_lease(&mut self, now_ms: u64) {
@@ -127,10 +160,16 @@ impl Vm {
             vm: self.number,
             epoch: seen.epoch,
             sequence: seen.sequence,
+            gateway: self.gateway,
         };
         if let Some(stream) = self.open(&hello, 0) {
-            self.feed.follow =
-                Some(Follow { stream, heard_at_ms: now_ms, is_heard: false, fetch: None });
+            self.feed.follow = Some(Follow {
+                stream,
+                heard_at_ms: now_ms,
+                is_heard: false,
+                fetch: None,
+                uplink: None,
+            });
         }
     }
 
@@ -154,7 +193,8 @@ impl Vm {
         }
         self.feed.snapshot_retry_at_ms = now_ms + STREAM_RETRY_MS;
         self.replica.begin_snapshot();
-        let hello = Hello { purpose: Purpose::Snapshot, vm: self.number, epoch: 0, sequence: 0 };
+        let (vm, gateway) = (self.number, self.gateway);
+        let hello = Hello { purpose: Purpose::Snapshot, vm, epoch: 0, sequence: 0, gateway };
         match self.open(&hello, SNAPSHOT_CREDIT) {
             Some(stream) => self.feed.snapshot = Some(stream),
             None => self.replica.abandon_snapshot(),
@@ -230,12 +270,25 @@ impl Vm {
             Kind::Card => self.keep(&cards_key(), bytes),
             Kind::Roster => self.keep(&roster_key(), bytes),
             Kind::Settings => self.keep(&settings_key(), bytes),
+            Kind::Remote => self.note_wanted(frame.body),
             _ => {}
         }
         if !self.try_append(&Entry::Feed(bytes).encode()) {
             // The log must not have holes: ask for this frame again.
             self.metrics.add(Counter::RingAppendsDelayed, 1);
             self.end_follow();
+        }
+    }
+
+    /// The sidecar says whether it wants to hear what this gateway books.
+    fn note_wanted(&mut self, body: &[u8]) {
+        let wanted = Bookings::decode(body).is_ok_and(|bookings| bookings.flags.wanted);
+        if let Some(follow) = &mut self.feed.follow {
+            if wanted {
+                follow.uplink.get_or_insert_default();
+            } else {
+                follow.uplink = None;
+            }
         }
     }
 

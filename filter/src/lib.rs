@@ -21,6 +21,7 @@ mod feed;
 mod intake;
 mod pairing;
 mod place;
+mod uplink;
 mod vm;
 
 // Natively only the linter looks at the callbacks: a test binary could not be

@@ -64,9 +64,13 @@ pub enum Counter {
     HostRefused,
     /// Calls into state that was in use already.
     Reentered,
+    /// Entries of bookings that were not passed on to the sidecar one by one.
+    UplinkDropped,
+    /// Bookings of other routers that there was no room for.
+    RemoteRefused,
 }
 
-const COUNTERS: [(Counter, &str); 25] = [
+const COUNTERS: [(Counter, &str); 27] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
@@ -92,6 +96,8 @@ const COUNTERS: [(Counter, &str); 25] = [
     (Counter::NvextNotObject, "warmpath_nvext_not_object_total"),
     (Counter::HostRefused, "warmpath_host_refused_total"),
     (Counter::Reentered, "warmpath_reentered_total"),
+    (Counter::UplinkDropped, "warmpath_uplink_dropped_total"),
+    (Counter::RemoteRefused, "warmpath_remote_bookings_refused_total"),
 ];
 
 /// Gauges.

@@ -64,7 +64,7 @@ impl Vm {
             match self.ring.append_at(&self.store, self.position, &entry) {
                 Ok(Append::Done) => {
                     self.position += 1;
-                    self.replica.apply_entry(&entry);
+                    self.apply(&entry, None);
                     let answer = answer(prepared, &settings);
                     return Ok(self.placed([serving, prefill], choice, answer, now_ms));
                 }

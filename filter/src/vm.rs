@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use warmpath_core::card::BlobId;
 use warmpath_core::choose::Random;
 use warmpath_core::entry::Entry;
 use warmpath_core::limits::{CACHE_USAGE_STALE_MS, RING_APPEND_ATTEMPTS_MAX};
@@ -63,6 +64,8 @@ pub(crate) fn configure(config: &Config, root: u32) -> Result<(), Unavailable> {
 pub(crate) struct Vm {
     /// Unique within the process.
     pub(crate) number: u64,
+    /// Names the gateway process, the same in all its VMs.
+    pub(crate) gateway: u64,
     /// The root context that drives the feed: the one configured last.
     pub(crate) root: u32,
     pub(crate) config: Config,
@@ -98,9 +101,11 @@ impl Vm {
         let (store, ring) = (HostStore, Ring::default());
         ring.prepare(&store)?;
         let number = next_number(&store)?;
+        let gateway = gateway_name(&store, number)?;
         let head = ring.head(&store)?;
         let mut vm = Self {
             number,
+            gateway,
             root,
             config: config.clone(),
             store,
@@ -199,8 +204,7 @@ impl Vm {
                 Ok(Read::Entry(entry)) if !may_apply(&entry) => break,
                 Ok(Read::Entry(entry)) => {
                     self.position += 1;
-                    let changed = self.replica.apply_entry(&entry);
-                    self.note(changed, Some(now_ms));
+                    self.apply(&entry, Some(now_ms));
                 }
                 Ok(Read::Overrun) => {
                     self.replica.overrun();
@@ -268,10 +272,21 @@ impl Vm {
         let Ok(sequence) = self.ring.append(&self.store, entry) else { return false };
         if sequence == self.position + 1 {
             self.position = sequence;
-            let changed = self.replica.apply_entry(entry);
-            self.note(changed, Some(host::monotonic_ns() / 1_000_000));
+            self.apply(entry, Some(host::monotonic_ns() / 1_000_000));
         }
         true
+    }
+
+    /// Applies an entry of the ring log, which every one is once.
+    ///
+    /// - `now_ms`: the time, if it is at hand.
+    pub(crate) fn apply(&mut self, entry: &[u8], now_ms: Option<u64>) {
+        if let Some(now_ms) = now_ms {
+            self.replica.set_now(now_ms);
+        }
+        let changed = self.replica.apply_entry(entry);
+        self.note(changed, now_ms);
+        self.pass_on(entry);
     }
 
     /// What a tick does besides the feed's streams.
@@ -332,6 +347,8 @@ impl Vm {
         self.metrics.add(Counter::FeedGaps, counters.gaps - seen.gaps);
         self.metrics.add(Counter::RingOverruns, counters.overruns - seen.overruns);
         self.metrics.add(Counter::Snapshots, counters.snapshots - seen.snapshots);
+        let refused = counters.remote_refused - seen.remote_refused;
+        self.metrics.add(Counter::RemoteRefused, refused);
         let index = self.replica.index();
         self.metrics.set(Gauge::IndexBlocks, index.blocks() as u64);
         self.metrics.set(Gauge::IndexBytes, index.bytes() as u64);
@@ -368,6 +385,21 @@ pub(crate) fn roster_key() -> String {
 /// Key of the last settings frame, for VMs that start later.
 pub(crate) fn settings_key() -> String {
     format!("{KEY_PREFIX}/settings")
+}
+
+/// The name of the gateway process: a number that no other one has.
+fn gateway_name(store: &impl SharedData, number: u64) -> Result<u64, Unavailable> {
+    let key = format!("{KEY_PREFIX}/gateway");
+    if let Some(found) = store.get(&key)? {
+        let name = found.value.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        return Ok(name.max(1));
+    }
+    // As with the first number: the host configures one VM before it starts the
+    // others.
+    let seed = [host::wall_clock_ns(), host::monotonic_ns(), number].map(u64::to_le_bytes);
+    let name = BlobId::of(&seed.concat()).hash.max(1);
+    store.set(&key, &name.to_le_bytes(), None)?;
+    Ok(name)
 }
 
 /// A number that no other VM of this process has.

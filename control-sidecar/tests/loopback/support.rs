@@ -294,7 +294,7 @@ impl Filter {
         sequence: u64,
     ) -> Self {
         let filter = Self::attach_silently(feed).await;
-        let hello = Hello { purpose, vm: 1, epoch, sequence };
+        let hello = Hello { purpose, vm: 1, epoch, sequence, gateway: 0 };
         filter.say(Kind::Hello, &hello.encode()).await;
         filter
     }

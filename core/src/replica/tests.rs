@@ -8,6 +8,8 @@ use crate::load::{Booking, BookingId};
 use crate::roster::{Parity, Role, RosterWorker, TierSlots};
 use std::collections::BTreeSet;
 
+mod remote;
+
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 

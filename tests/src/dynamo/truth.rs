@@ -153,7 +153,7 @@ async fn snapshot(feed: u16) -> Option<BTreeMap<u16, BTreeSet<u64>>> {
         let frame = Frame { kind, epoch: 0, sequence: 0, body: &body }.encode().into();
         up.try_send(Envelope { frame }).ok()
     };
-    let hello = Hello { purpose: Purpose::Snapshot, vm: 1, epoch: 0, sequence: 0 };
+    let hello = Hello { purpose: Purpose::Snapshot, vm: 1, epoch: 0, sequence: 0, gateway: 0 };
     say(Kind::Hello, hello.encode())?;
     say(Kind::More, More { parts: u32::MAX }.encode())?;
     let path = PathAndQuery::from_static("/warmpath.feed.v1.Feed/Attach");

@@ -9,7 +9,7 @@ use warmpath_core::uplink::{BlobPart, FetchBlob, Hello, More, Purpose};
 use warmpath_sidecar::publish::blobs::{Blobs, Fetch};
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {
-    let hello = Hello { purpose: Purpose::Snapshot, vm: 1, epoch: 2, sequence: 3 }.encode();
+    let hello = Hello { purpose: Purpose::Snapshot, vm: 1, epoch: 2, sequence: 3, gateway: 4 }.encode();
     let blob = BlobId::of(b"12345");
     let bodies = [
         (
