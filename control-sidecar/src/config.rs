@@ -12,6 +12,7 @@
 
 pub mod discovery;
 pub mod fields;
+pub mod replicas;
 pub mod router;
 pub mod workers;
 
@@ -25,6 +26,7 @@ use warmpath_core::limits::{CARD_ALIASES_MAX, CARD_MODELS_MAX, CARD_NAME_BYTES_M
 
 use discovery::{DiscoveryConfig, DiscoveryEnv, EventPlane};
 use fields::{Mistakes, Report, Section};
+use replicas::{ReplicasConfig, ReplicasEnv};
 use router::{RouterConfig, RouterEnv};
 use workers::WorkerList;
 
@@ -111,6 +113,8 @@ pub struct Config {
     pub recovery: RecoveryConfig,
     /// How workers are chosen and booked, in every gateway.
     pub router: RouterConfig,
+    /// How bookings are exchanged with other routers.
+    pub replicas: ReplicasConfig,
 }
 
 /// Where Dynamo's workers answer when they are asked for their history: they
@@ -141,6 +145,8 @@ pub struct Overrides {
     pub discovery: DiscoveryEnv,
     /// What the environment says of routing if the file does not.
     pub router: RouterEnv,
+    /// What the environment says of other routers if the file does not.
+    pub replicas: ReplicasEnv,
 }
 
 impl Config {
@@ -200,6 +206,8 @@ impl Config {
         let recovery_advertise = section.text("advertise");
         section.end();
         let router = RouterConfig::read(root.section("router"), &overrides.router, &report);
+        let replicas =
+            ReplicasConfig::read(root.section("replicas"), &overrides.replicas, &router.settings);
         if models.is_empty() && !matches!(workers, WorkerSource::Discovery(_)) {
             report.add("models", "is missing: at least one model");
         }
@@ -219,6 +227,7 @@ impl Config {
             event_plane,
             recovery: RecoveryConfig { listen: recovery_listen, advertise: recovery_advertise },
             router,
+            replicas,
         });
         report.finish(config)?.ok_or_else(|| Mistakes::one("", "no address to listen on"))
     }

@@ -17,8 +17,10 @@ use std::path::PathBuf;
 use warmpath_core::ids::WorkerId;
 
 use crate::adapter::Engine;
+use crate::adapter::plane::envelope::Topic;
 use crate::config::CompletionEngine;
 use crate::config::router::card::CardRouter;
+use crate::discovery::record::EndpointPath;
 use crate::state::RankSpec;
 
 /// All models and workers.
@@ -35,6 +37,10 @@ pub struct Fleet {
     pub load_streams: Vec<LoadStream>,
     /// Settings that the workers of a model bring, by its index in `models`.
     pub settings: BTreeMap<u16, CardRouter>,
+    /// Where routers and workers say what becomes of requests.
+    pub sequence_streams: Vec<SequenceStream>,
+    /// The endpoints that Dynamo's workers serve.
+    pub paths: BTreeMap<WorkerId, EndpointPath>,
     /// What could not be used.
     pub problems: Vec<Problem>,
 }
@@ -229,12 +235,19 @@ pub enum LoadKind {
     KvMetrics(PlanePublisher),
     /// Dynamo's topic `forward-pass-metrics`.
     ForwardPass(PlanePublisher),
-    /// Dynamo's topic `active_sequences_events`: steps of requests, counted only.
-    ActiveSequences(PlanePublisher),
     /// SGLang's load stream: `host:port` of one rank's publisher.
     SglangLoad(String),
     /// Prometheus text at this URL.
     Scrape(String),
+}
+
+/// Where routers and workers say what becomes of requests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SequenceStream {
+    /// What is said there: steps of requests, or sidecars' accounts of them.
+    pub topic: Topic,
+    /// Who says it.
+    pub source: PlanePublisher,
 }
 
 /// A publisher on Dynamo's event plane.

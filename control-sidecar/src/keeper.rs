@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use warmpath_core::card::Cards;
 use warmpath_core::event::Medium;
 use warmpath_core::frame::Kind;
-use warmpath_core::ids::{SequenceHash, Worker, WorkerSlot};
+use warmpath_core::ids::{SequenceHash, Worker, WorkerId, WorkerSlot};
 use warmpath_core::limits::FRAME_BODY_BYTES_MAX;
 use warmpath_core::roster::{Parity, TierSlots};
 use warmpath_core::settings::{RouterSettings, Settings};
@@ -32,13 +32,16 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::router::RouterConfig;
 use crate::discovery::ListEvent;
-use crate::fleet::{Fleet, ListedRank, Problem, RankLoad};
+use crate::discovery::record::EndpointPath;
+use crate::fleet::{Fleet, ListedRank, Problem, RankLoad, SequenceStream};
 use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
 use crate::metrics::Metrics;
 use crate::model::LoadedModel;
 use crate::model::catalog::{Catalog, Progress};
 use crate::model::loader::{Attempt, Loader};
 use crate::publish::service::Shared;
+use crate::replicas::tracker::{Directory, Rank};
+use crate::replicas::{self, Known};
 use crate::source::sequence::Loss;
 use crate::source::start::{Following, Loads, Starter};
 use crate::source::{SharedView, Transports, Update, View};
@@ -511,6 +514,7 @@ impl Keeper {
             self.usages.add(*worker);
         }
         self.load_streams.follow(fleet.load_streams, &self.starter);
+        let (paths, streams) = (fleet.paths, fleet.sequence_streams);
         let mut slots: BTreeMap<Worker, WorkerSlot> = changes.added.iter().copied().collect();
         let known: BTreeMap<Worker, WorkerSlot> =
             self.state.tracked().map(|tracked| (tracked.spec.worker, tracked.slot)).collect();
@@ -536,6 +540,7 @@ impl Keeper {
             let followed = self.follow(slot, listed);
             self.followed.insert(slot.0, followed);
         }
+        self.tell_replicas(&paths, streams);
         info!(
             ranks = self.followed.len(),
             added = changes.added.len(),
@@ -598,6 +603,29 @@ impl Keeper {
             adapter.model = number.unwrap_or(adapter.model);
             number.is_some()
         });
+    }
+
+    /// Says which slots stand for whom, and where others speak of requests.
+    fn tell_replicas(
+        &self,
+        paths: &BTreeMap<WorkerId, EndpointPath>,
+        streams: Vec<SequenceStream>,
+    ) {
+        let mut shared: BTreeMap<Option<&EndpointPath>, Arc<EndpointPath>> = BTreeMap::new();
+        let ranks: Vec<(WorkerSlot, Rank)> = self
+            .state
+            .tracked()
+            .map(|tracked| {
+                let worker = tracked.spec.worker;
+                let path = paths.get(&worker.id);
+                let path = shared
+                    .entry(path)
+                    .or_insert_with(|| Arc::new(path.cloned().unwrap_or_else(replicas::own_path)));
+                (tracked.slot, Rank { worker, path: Arc::clone(path) })
+            })
+            .collect();
+        let known = Known { directory: Directory::new(ranks), streams };
+        self.shared.exchange.known.send_replace(known);
     }
 
     fn follow(&self, slot: WorkerSlot, listed: ListedRank) -> Followed {

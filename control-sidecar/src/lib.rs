@@ -26,6 +26,8 @@ pub mod usage;
 
 pub mod keeper;
 
+pub mod replicas;
+
 pub mod publish;
 
 pub mod status;

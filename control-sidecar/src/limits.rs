@@ -112,8 +112,11 @@ pub const STREAM_FRAMES_QUEUED: usize = 16;
 /// Log frames taken from the log at a time.
 pub const LOG_FRAMES_TAKEN: usize = 64;
 
-/// Longest frame that a filter sends, in bytes.
-pub const UP_BYTES_MAX: usize = 16 * 1024;
+/// Longest frame that a filter sends, in bytes: bookings with the blocks of their
+/// prompts.
+pub const UP_BYTES_MAX: usize = warmpath_core::limits::BOOKINGS_FRAME_BYTES
+    + warmpath_core::limits::BOOKING_ENTRY_BYTES_MAX
+    + 16 * 1024;
 
 /// Most credit that a stream can collect, in parts.
 pub const CREDIT_MAX: u64 = 1 << 32;
@@ -177,6 +180,9 @@ pub const CARD_EXTRA_FILES_MAX: usize = 64;
 
 /// Most LoRA adapters of a fleet.
 pub const FLEET_ADAPTERS_MAX: usize = 4_096;
+
+/// Most publishers of requests' steps of a fleet: a router each, and the workers.
+pub const FLEET_SEQUENCE_STREAMS_MAX: usize = 16_384;
 
 /// Most publishers of load of a fleet: two for each of the most workers.
 pub const FLEET_LOAD_STREAMS_MAX: usize = 16_384;
@@ -308,6 +314,78 @@ pub const NATS_MESSAGES_QUEUED: usize = 65_536;
 
 /// Messages remembered to know those that come from a second broker.
 pub const BROKER_MESSAGES_REMEMBERED: usize = 100_000;
+
+// --- replicas --------------------------------------------------------------
+
+/// Frames and comings and goings of gateways that wait to be taken in. Beyond it
+/// a stream is ended, and begins again with a list.
+pub const UPLINKS_QUEUED: usize = 1_024;
+
+/// Frames of other routers' bookings that wait for the slowest filter. One that
+/// is slower gets the list again.
+pub const REMOTE_FRAMES_QUEUED: usize = 1_024;
+
+/// Gateways that attach to one sidecar, and other sidecars that list what they
+/// have booked.
+pub const GATEWAYS_MAX: usize = 1_024;
+
+/// How long a gateway may be away before what it had booked counts as over: its
+/// VMs take a second to agree on who follows the feed.
+pub const GATEWAY_GRACE: Duration = Duration::from_secs(5);
+
+/// Blocks of all remote bookings together: 128 MiB.
+pub const REMOTE_BLOCKS_MAX: usize = 16 * 1024 * 1024;
+
+/// Requests whose end is remembered, so that what was said before it and comes
+/// behind it does not bring them back.
+pub const ENDED_REMEMBERED: usize = 16_384;
+
+/// What was booked so shortly before a list began may be missing from it, in
+/// milliseconds: the two come over different connections.
+pub const LIST_RACE_MS: u64 = 2_000;
+
+/// How often a sidecar says all that its gateways have booked: what got lost is
+/// made up for, and what runs long does not expire.
+pub const ACCOUNT_EVERY: Duration = Duration::from_secs(30);
+
+/// Time that newcomers have to come together before they are told all of it.
+pub const ACCOUNT_AFTER: Duration = Duration::from_millis(50);
+
+/// Bytes from which a message of such an account is sent: NATS takes a megabyte.
+pub const ACCOUNT_BYTES: usize = 256 * 1024;
+
+/// Steps of requests in one message, as many as Dynamo's routers take, and how
+/// long the first waits for others.
+pub const SEQUENCES_BATCH: (usize, Duration) = (256, Duration::from_millis(1));
+
+/// Steps that wait to be said. Dynamo's routers hold as many.
+pub const SEQUENCES_QUEUED_MAX: usize = 100_000;
+
+/// Messages of ours that wait for one subscriber, broker or NATS.
+pub const PUBLISHED_QUEUED: usize = 1_024;
+
+/// Subscribers of one publisher of ours, and topics that one may want.
+pub const SUBSCRIBERS_MAX: usize = 1_024;
+
+/// Messages of other routers and workers that wait to be taken in.
+pub const SEQUENCES_HEARD_QUEUED: usize = 1_024;
+
+/// How often what is over is looked for.
+pub const BOOKINGS_LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How often the addresses of other sidecars that the configuration names are
+/// looked up, and how many there may be.
+pub const PEERS_LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// See [`PEERS_LOOK_EVERY`].
+pub const PEERS_MAX: usize = 256;
+
+/// How often our records in Dynamo's file store are written anew: a third of the
+/// age from which they count as left behind.
+pub const FILE_STORE_TOUCHED_EVERY: Duration = Duration::from_secs(3);
+
+/// How long our records stay in etcd when we are gone, in seconds; Dynamo's own.
+pub const ETCD_LEASE_TTL_S: i64 = 30;
 
 // --- pulled events ---------------------------------------------------------
 

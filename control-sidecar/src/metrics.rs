@@ -36,6 +36,9 @@ pub struct Metrics {
     plane_evicted: Counter,
     callbacks_refused: Reasons,
     sequence_events: Reasons,
+    replica_events: Reasons,
+    replica_dropped: Reasons,
+    bookings: Family<Label, Level>,
     load_dropped: Reasons,
     scrape_failures: Reasons,
     notices: Reasons,
@@ -88,6 +91,9 @@ impl Metrics {
             plane_evicted, "plane_events_evicted", "Events given up while history was asked for, because too many waited";
             callbacks_refused, "recovery_callbacks_refused", "Connections to the recovery listener that were refused, by reason";
             sequence_events, "sequence_events", "Steps of requests that routers have said, by kind";
+            replica_events, "replica_events", "Steps of requests that were said to other routers, by kind";
+            replica_dropped, "replica_dropped", "Steps of requests, entries of gateways and messages to others that were dropped, by reason";
+            bookings, "bookings", "Requests that run, by who has booked them: own gateways, or other routers";
             load_dropped, "load_messages_dropped", "Accounts of load dropped, by reason";
             scrape_failures, "load_scrape_failures", "Pages for Prometheus that could not be had, by reason";
             notices, "events_not_indexed", "Events or pages that are not in the index, by reason";
@@ -187,6 +193,22 @@ impl Metrics {
     /// A router or worker has said a step of a request.
     pub fn sequence_event(&self, kind: &'static str) {
         self.sequence_events.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    /// A step of a request was said to other routers.
+    pub fn replica_event(&self, kind: &'static str) {
+        self.replica_events.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    /// Something about bookings was dropped, on its way in or out.
+    pub fn replica_dropped(&self, word: &'static str) {
+        self.replica_dropped.get_or_create(&reason(word)).inc();
+    }
+
+    /// How many bookings there are.
+    pub fn set_bookings(&self, own: u64, remote: u64) {
+        self.bookings.get_or_create(&[("of", "own")]).set(own);
+        self.bookings.get_or_create(&[("of", "remote")]).set(remote);
     }
 
     /// An account of load was dropped.

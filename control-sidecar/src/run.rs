@@ -16,7 +16,8 @@ use tonic::transport::Server;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::discovery::{DiscoveryEnv, EventPlane};
+use crate::config::discovery::{Backend, DiscoveryEnv, EventPlane};
+use crate::config::replicas::ReplicasEnv;
 use crate::config::router::RouterEnv;
 use crate::config::workers::WorkerList;
 use crate::config::{Config, LogFormat, Overrides, RecoveryConfig, WorkerSource};
@@ -27,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::model::{cache::Cache, loader::Loader};
 use crate::publish::log::FeedLog;
 use crate::publish::service::{FeedServer, Shared};
+use crate::replicas::{Replicas, announce};
 use crate::source::Transports;
 use crate::status;
 
@@ -126,6 +128,7 @@ async fn read_config(arguments: &Arguments) -> Result<Config, Failure> {
         cache_directory: default_cache(),
         discovery: DiscoveryEnv::from_env(|name| std::env::var(name).ok()),
         router,
+        replicas: ReplicasEnv::from_env(|name| std::env::var(name).ok()),
     };
     Config::parse(&text, directory, &overrides).map_err(|mistakes| {
         let lines: Vec<String> =
@@ -208,11 +211,18 @@ impl Sidecar {
 
         let (lists, list_queue) = mpsc::channel(1);
         let brokers = matches!(config.event_plane, EventPlane::Broker(_));
+        let (backend, plane) = (backend(&config.workers), config.event_plane.clone());
         tasks.spawn(discovery::watch(config.workers, config.models, brokers, lists));
 
         let RecoveryConfig { listen, advertise } = config.recovery;
         let transports =
             Transports::start(config.event_plane, listen, advertise, &shared.metrics).await?;
+        let hub = Arc::clone(&transports.hub);
+        let (replicas, records) =
+            Replicas::new(config.replicas, plane, backend.as_ref(), Arc::clone(&shared), hub)
+                .ok_or("no randomness for the router's name")?;
+        tasks.spawn(announce::keep(backend, records, replicas.problem()));
+        tasks.spawn(replicas.run());
         let keeper = Keeper::new(
             Arc::clone(&shared),
             transports,
@@ -260,6 +270,14 @@ impl Sidecar {
         if timeout(STOP_TIMEOUT, all).await.is_err() {
             self.tasks.abort_all();
         }
+    }
+}
+
+/// Where Dynamo's records are, if workers are found by them.
+fn backend(workers: &WorkerSource) -> Option<Backend> {
+    match workers {
+        WorkerSource::Discovery(discovery) => Some(discovery.backend.clone()),
+        WorkerSource::File(_) | WorkerSource::Inline(_) => None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! gap that is not explained; `/metrics`; `/v1/state` everything there is to see.
 //! Never a token or a prompt.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -70,13 +71,16 @@ async fn state(Extract(shared): Extract<Arc<Shared>>) -> Response {
         .iter()
         .map(|problem| json!({"of": problem.of, "reason": problem.reason}))
         .collect();
+    let (own, remote) = (shared.exchange.report().own_by_slot, shared.exchange.remote.by_slot());
     let workers: Vec<Value> = report
         .ranks
         .iter()
         .map(|rank| {
             let index = usize::from(rank.listed.spec.model);
             let name = report.cards.models.get(index).map(|card| &card.name);
-            worker(rank, name)
+            let of_slot = |by_slot: &BTreeMap<u16, u64>| by_slot.get(&rank.slot.0).copied();
+            let bookings = [&own, &remote].map(|it| of_slot(it).unwrap_or(0));
+            worker(rank, name, bookings)
         })
         .collect();
     Json(json!({
@@ -93,6 +97,7 @@ async fn state(Extract(shared): Extract<Arc<Shared>>) -> Response {
         "models": models,
         "problems": problems,
         "router": settings(&report),
+        "replicas": replicas(&shared),
     }))
     .into_response()
 }
@@ -149,6 +154,23 @@ fn settings_fields(settings: &Settings) -> serde_json::Map<String, Value> {
     fields
 }
 
+fn replicas(shared: &Shared) -> Value {
+    let report = shared.exchange.report();
+    let publishers: Vec<Value> = report
+        .publishers
+        .iter()
+        .map(|(of, id, address)| json!({"of": of, "publisher": id, "address": address}))
+        .collect();
+    json!({
+        "sync": report.syncs,
+        "router": report.router,
+        "bookings": {"own": report.levels.own, "remote": report.levels.remote},
+        "publishers": publishers,
+        "streams": report.streams,
+        "problem": report.problem,
+    })
+}
+
 fn model(card: &ModelCard, report: &Report) -> Value {
     let unready = report.models_unready.iter().find(|(name, _)| *name == card.name);
     let tokenizer = match card.tokenizer {
@@ -173,7 +195,8 @@ fn model(card: &ModelCard, report: &Report) -> Value {
     })
 }
 
-fn worker(rank: &RankReport, model: Option<&String>) -> Value {
+/// - `bookings`: of our gateways, and of other routers.
+fn worker(rank: &RankReport, model: Option<&String>, [own, remote]: [u64; 2]) -> Value {
     let spec = &rank.listed.spec;
     let not_indexed: serde_json::Map<String, Value> = Notice::ALL
         .into_iter()
@@ -209,6 +232,8 @@ fn worker(rank: &RankReport, model: Option<&String>) -> Value {
         "not_indexed": not_indexed,
         "source": rank.view.map(|view| source(&view)),
         "load": load(&rank.load),
+        "own_bookings": own,
+        "remote_bookings": remote,
     })
 }
 

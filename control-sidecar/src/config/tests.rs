@@ -167,6 +167,7 @@ fn environment_and_flags_win() {
         cache_directory: Some("/var/cache/warmpath".into()),
         discovery: DiscoveryEnv::default(),
         router: RouterEnv::default(),
+        replicas: ReplicasEnv::default(),
     };
     let config = Config::parse(GOOD, Path::new(""), &overrides).unwrap();
     assert_eq!((config.feed_listen.port(), config.status_listen.port()), (1, 2));

@@ -39,6 +39,7 @@ use crate::state::RankSpec;
 
 use models::Models;
 use streams::Publishers;
+pub(crate) use streams::subject;
 
 /// What the configuration wants of the records.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +123,8 @@ pub fn join(listing: &Listing, rules: &Rules) -> Fleet {
     fleet.adapters = models::adapters(&units, &listed, &mut problems);
     fleet.load_streams = publishers.load_streams(&listed, rules, &mut problems);
     (fleet.models, fleet.settings) = models.into_parts();
+    fleet.sequence_streams = publishers.sequence_streams(&listed, rules, &mut problems);
+    fleet.paths = listed.iter().map(|(worker, unit)| (*worker, unit.path.clone())).collect();
     fleet.problems = problems.into_vec();
     fleet
 }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Duration, MissedTickBehavior, interval};
 use warmpath_core::frame::{Frame, Kind};
 use warmpath_core::limits::HEARTBEAT_MS;
@@ -17,6 +17,7 @@ use super::blobs::Fetch;
 use super::log::Progress;
 use super::service::{End, FromFilter, Said, Shared, ToFilter};
 use crate::limits::{CREDIT_MAX, FETCHES_MAX};
+use crate::replicas::remote::FromGateway;
 
 /// Counts a follower while it lives.
 struct Counted<'a>(&'a Shared);
@@ -24,6 +25,36 @@ struct Counted<'a>(&'a Shared);
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.metrics.followers_changed(-1);
+    }
+}
+
+/// A gateway that is attached while this lives.
+struct Attached<'a> {
+    shared: &'a Shared,
+    gateway: u64,
+}
+
+impl<'a> Attached<'a> {
+    fn new(shared: &'a Shared, gateway: u64) -> Result<Self, End> {
+        let attached = Self { shared, gateway };
+        attached.say(FromGateway::Attached(gateway))?;
+        Ok(attached)
+    }
+
+    fn say(&self, said: FromGateway) -> Result<(), End> {
+        if self.shared.exchange.remote.say(said) {
+            return Ok(());
+        }
+        // Nothing of a list must be missing: the filter begins again with one.
+        self.shared.metrics.replica_dropped("uplink_full");
+        Err(End::OverLimit)
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        // If there is no room, what it has booked expires.
+        let _ = self.shared.exchange.remote.say(FromGateway::Detached(self.gateway));
     }
 }
 
@@ -49,9 +80,15 @@ pub(super) async fn serve(
         usage: 0,
         credit: 0,
         fetches: VecDeque::new(),
+        attached: None,
     };
     let mut progress = shared.log.watch();
     follower.send_latest().await?;
+    let mut changes = None;
+    if hello.gateway != 0 {
+        follower.attached = Some(Attached::new(shared, hello.gateway)?);
+        changes = Some(follower.send_remote().await?);
+    }
     let known = hello.epoch == shared.log.epoch() && shared.log.behind(hello.sequence).is_ok();
     if known {
         follower.position = Some(hello.sequence);
@@ -61,6 +98,13 @@ pub(super) async fn serve(
     loop {
         tokio::select! {
             said = from.said() => follower.hear(said?)?,
+            change = next_change(&mut changes) => match change {
+                Some(body) => follower.remote_frame(&body).await?,
+                None => {
+                    shared.metrics.replica_dropped("slow_follower");
+                    changes = Some(follower.send_remote().await?);
+                }
+            },
             outcome = follower.wait(&mut progress) => {
                 outcome?;
                 follower.advance().await?;
@@ -71,6 +115,15 @@ pub(super) async fn serve(
                 follower.send_usage().await?;
             }
         }
+    }
+}
+
+/// The next change of other routers' bookings; `None` if some were missed.
+async fn next_change(changes: &mut Option<broadcast::Receiver<Bytes>>) -> Option<Bytes> {
+    match changes {
+        // The sender lives as long as we do.
+        Some(changes) => changes.recv().await.ok(),
+        None => std::future::pending().await,
     }
 }
 
@@ -87,6 +140,7 @@ struct Follower<'a> {
     usage: u64,
     credit: u64,
     fetches: VecDeque<Fetch>,
+    attached: Option<Attached<'a>>,
 }
 
 impl Follower<'_> {
@@ -104,8 +158,26 @@ impl Follower<'_> {
                 }
                 self.fetches.push_back(Fetch::new(wanted, &self.shared.blobs));
             }
+            Said::Bookings(body) => {
+                let Some(attached) = &self.attached else { return Err(End::BadFrame) };
+                attached.say(FromGateway::Said(attached.gateway, body))?;
+            }
         }
         Ok(())
+    }
+
+    /// Sends the list of other routers' bookings; gives what changes behind it.
+    async fn send_remote(&self) -> Result<broadcast::Receiver<Bytes>, End> {
+        let (list, changes) = self.shared.exchange.remote.follow();
+        for body in list {
+            self.remote_frame(&body).await?;
+        }
+        Ok(changes)
+    }
+
+    async fn remote_frame(&self, body: &[u8]) -> Result<(), End> {
+        let epoch = self.shared.log.epoch();
+        self.to.frame(Frame { kind: Kind::Remote, epoch, sequence: 0, body }).await
     }
 
     /// Waits until there is something to send. May be dropped.

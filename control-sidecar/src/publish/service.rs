@@ -20,6 +20,7 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::debug;
+use warmpath_core::bookings::Bookings;
 use warmpath_core::frame::{Frame, Kind};
 use warmpath_core::uplink::{FetchBlob, Hello, More, Purpose};
 
@@ -30,6 +31,7 @@ use super::{follow, snapshot};
 use crate::keeper::Question;
 use crate::limits::{SNAPSHOTS_MAX, STREAM_FRAMES_QUEUED, STREAMS_MAX, UP_BYTES_MAX};
 use crate::metrics::Metrics;
+use crate::replicas::Exchange;
 
 /// Longest wait for a stream's first frame.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,6 +67,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Ends all streams.
     pub stop: CancellationToken,
+    /// What gateways and other routers have booked.
+    pub exchange: Exchange,
     /// Bounds the snapshots under way.
     pub snapshots: Semaphore,
     streams: Arc<Semaphore>,
@@ -86,6 +90,7 @@ impl Shared {
             questions,
             metrics,
             stop,
+            exchange: Exchange::default(),
             snapshots: Semaphore::new(SNAPSHOTS_MAX),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         }
@@ -121,12 +126,14 @@ impl End {
 }
 
 /// What a filter may say once a stream has begun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// It has room for so many more parts.
     More(u32),
     /// It wants a blob.
     Fetch(FetchBlob),
+    /// What its gateway has booked: the body of a frame.
+    Bookings(Bytes),
 }
 
 /// The filter's side of a stream.
@@ -165,6 +172,10 @@ impl FromFilter {
                 .map_err(|_| End::BadFrame),
             Kind::FetchBlob => {
                 FetchBlob::decode(frame.body).map(Said::Fetch).map_err(|_| End::BadFrame)
+            }
+            Kind::Bookings => {
+                Bookings::decode(frame.body).map_err(|_| End::BadFrame)?;
+                Ok(Said::Bookings(bytes.slice_ref(frame.body)))
             }
             _ => Err(End::BadFrame),
         }
@@ -210,7 +221,7 @@ async fn serve(shared: Arc<Shared>, up: Streaming<Up>, down: mpsc::Sender<Result
         debug!(vm = hello.vm, purpose = ?hello.purpose, epoch = hello.epoch, sequence = hello.sequence, "filter attached");
         match hello.purpose {
             Purpose::Follow => follow::serve(&shared, &hello, &mut from, &to).await,
-            Purpose::Snapshot => snapshot::serve(&shared, &mut from, &to).await,
+            Purpose::Snapshot => snapshot::serve(&shared, &hello, &mut from, &to).await,
         }
     };
     let end = tokio::select! {

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use warmpath_core::delta::{DeltaBuilder, Operation, SnapshotStart};
 use warmpath_core::frame::{Frame, Kind};
+use warmpath_core::uplink::Hello;
 
 use super::service::{End, FromFilter, Said, Shared, ToFilter};
 use crate::keeper::Question;
@@ -18,10 +19,11 @@ use crate::limits::{CREDIT_MAX, SNAPSHOT_STALL};
 /// Why the stream ends early.
 pub(super) async fn serve(
     shared: &Shared,
+    hello: &Hello,
     from: &mut FromFilter,
     to: &ToFilter,
 ) -> Result<(), End> {
-    let outcome = serve_counted(shared, from, to).await;
+    let outcome = serve_counted(shared, hello, from, to).await;
     shared.metrics.snapshot_ended(match outcome {
         Ok(()) => "complete",
         Err(End::Stalled) => "stalled",
@@ -30,7 +32,12 @@ pub(super) async fn serve(
     outcome
 }
 
-async fn serve_counted(shared: &Shared, from: &mut FromFilter, to: &ToFilter) -> Result<(), End> {
+async fn serve_counted(
+    shared: &Shared,
+    hello: &Hello,
+    from: &mut FromFilter,
+    to: &ToFilter,
+) -> Result<(), End> {
     let mut credit = Credit::default();
     // Until the index is whole and it is this one's turn; what the filter says
     // meanwhile counts.
@@ -66,6 +73,13 @@ async fn serve_counted(shared: &Shared, from: &mut FromFilter, to: &ToFilter) ->
     if !part.is_empty() {
         send_part(&mut part, epoch, sequence, &mut credit, from, to).await?;
     }
+    if hello.gateway != 0 {
+        // Whoever starts late has not seen how they came.
+        let (list, _) = shared.exchange.remote.follow();
+        for body in &list {
+            to.frame(Frame { kind: Kind::Remote, epoch, sequence: 0, body }).await?;
+        }
+    }
     to.frame(Frame { kind: Kind::SnapshotEnd, epoch, sequence, body: &[] }).await
 }
 
@@ -93,7 +107,7 @@ impl Credit {
                 self.0 = self.0.saturating_add(u64::from(parts)).min(CREDIT_MAX);
                 Ok(())
             }
-            Said::Fetch(_) => Err(End::BadFrame),
+            Said::Fetch(_) | Said::Bookings(_) => Err(End::BadFrame),
         }
     }
 

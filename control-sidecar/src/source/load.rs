@@ -19,7 +19,6 @@ use super::zmtp::{Connection, ZmtpError};
 use crate::adapter::plane::PlaneError;
 use crate::adapter::plane::envelope::Topic;
 use crate::adapter::plane::load::{decode_forward_pass, decode_kv_metrics, decode_load_stat};
-use crate::adapter::plane::sequences::decode_sequences;
 use crate::fleet::{LoadKind, LoadStream, PlanePublisher, RankLoad};
 use crate::limits::{LOAD_EVERY, LOAD_RANKS_MAX, RECONNECT_PAUSE};
 use crate::metrics::Metrics;
@@ -44,26 +43,8 @@ pub async fn follow_load(
         LoadKind::ForwardPass(publisher) => {
             follow_topic(&publisher, Topic::ForwardPass, decode_forward_pass, &hub, accounts).await;
         }
-        LoadKind::ActiveSequences(publisher) => {
-            count_sequences(&publisher, &hub, &accounts.metrics).await;
-        }
         LoadKind::SglangLoad(address) => follow_sglang(&address, accounts).await,
         LoadKind::Scrape(url) => scrape::follow(&url, accounts).await,
-    }
-}
-
-/// Counts what routers and workers say of placed requests, until the task is
-/// aborted.
-async fn count_sequences(source: &PlanePublisher, hub: &Hub, metrics: &Metrics) {
-    let mut subscription = hub.subscribe(&source.channel, Topic::ActiveSequences, source.publisher);
-    loop {
-        let Heard::Message(message) = subscription.next().await else { continue };
-        match decode_sequences(&message.payload) {
-            Ok(events) => {
-                events.iter().for_each(|event| metrics.sequence_event(event.step.name()));
-            }
-            Err(error) => metrics.load_dropped(error.reason()),
-        }
     }
 }
 

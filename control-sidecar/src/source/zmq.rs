@@ -279,7 +279,7 @@ async fn next_reply(replay: &mut Option<Replay>) -> Reply {
 /// Asks a replay socket for everything from `start` on.
 async fn replay(address: &str, start: u64, replies: &mpsc::Sender<Reply>) -> Result<(), ZmtpError> {
     let mut connection = Connection::open(address, SocketKind::Dealer).await?;
-    connection.send(&[b"", &start.to_be_bytes()]).await?;
+    connection.send(&[&b""[..], &start.to_be_bytes()]).await?;
     loop {
         let frames = timeout(REPLAY_SILENCE, connection.receive())
             .await

@@ -1,8 +1,8 @@
-//! Zmtp: the two ends of ZeroMQ's protocol that a subscriber needs.
+//! Zmtp: the ends of ZeroMQ's protocol that a sidecar needs.
 //!
 //! ZMTP 3 over TCP with the NULL mechanism, as RFC 23 and 37 of the ZeroMQ
-//! project describe it: SUB, to listen to a publisher, and DEALER, to ask its
-//! replay socket. Written here because a sidecar must see what a library hides:
+//! project describe it: SUB, to listen to a publisher, DEALER, to ask its replay
+//! socket, and PUB, to publish what was booked. Written here because a sidecar must see what a library hides:
 //! where one connection ends and the next begins (a publisher that restarted
 //! must not be taken for the old one), and because a length in the stream must
 //! not decide how much memory is taken.
@@ -35,6 +35,8 @@ pub enum SocketKind {
     Sub,
     /// Asks a router.
     Dealer,
+    /// Publishes.
+    Pub,
 }
 
 impl SocketKind {
@@ -42,6 +44,7 @@ impl SocketKind {
         match self {
             Self::Sub => b"SUB",
             Self::Dealer => b"DEALER",
+            Self::Pub => b"PUB",
         }
     }
 }
@@ -166,9 +169,32 @@ impl Connection {
                 break;
             }
         }
-        let stream = outcome?;
+        let mut connection = Self::over(outcome?)?;
+        connection.shake_hands(kind).await?;
+        if kind == SocketKind::Sub {
+            // The form of ZMTP 3.0, which every publisher takes.
+            connection.send(&[[&[1], topic.as_bytes()].concat()]).await?;
+        }
+        Ok(connection)
+    }
+
+    /// Takes a connection that somebody has made to us, and shakes hands.
+    ///
+    /// # Errors
+    ///
+    /// A [`ZmtpError`].
+    pub async fn accept(stream: TcpStream, kind: SocketKind) -> Result<Self, ZmtpError> {
+        let work = async {
+            let mut connection = Self::over(stream)?;
+            connection.shake_hands(kind).await?;
+            Ok(connection)
+        };
+        timeout(CONNECT_TIMEOUT, work).await.map_err(|_| ZmtpError::Timeout)?
+    }
+
+    fn over(stream: TcpStream) -> Result<Self, ZmtpError> {
         stream.set_nodelay(true)?;
-        let mut connection = Self {
+        Ok(Self {
             stream,
             buffer: BytesMut::new(),
             frames: Vec::new(),
@@ -176,13 +202,7 @@ impl Connection {
             answers_pings: false,
             last_heard: Instant::now(),
             pinged: false,
-        };
-        connection.shake_hands(kind).await?;
-        if kind == SocketKind::Sub {
-            // The form of ZMTP 3.0, which every publisher takes.
-            connection.send(&[&[&[1], topic.as_bytes()].concat()]).await?;
-        }
-        Ok(connection)
+        })
     }
 
     async fn shake_hands(&mut self, kind: SocketKind) -> Result<(), ZmtpError> {
@@ -233,10 +253,10 @@ impl Connection {
     /// # Errors
     ///
     /// A [`ZmtpError`]; the connection is of no use any more.
-    pub async fn send(&mut self, frames: &[&[u8]]) -> Result<(), ZmtpError> {
+    pub async fn send<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> Result<(), ZmtpError> {
         for (at, frame) in frames.iter().enumerate() {
             let more = if at + 1 < frames.len() { FLAG_MORE } else { 0 };
-            self.write_frame(more, frame).await?;
+            self.write_frame(more, frame.as_ref()).await?;
         }
         Ok(())
     }

@@ -14,5 +14,6 @@ mod feed;
 mod plane;
 mod program;
 mod pull;
+mod replicas;
 mod sources;
 mod support;

@@ -299,6 +299,14 @@ impl Filter {
         filter
     }
 
+    /// Follows the log as a gateway that has a name.
+    pub(crate) async fn attach_gateway(feed: SocketAddr, gateway: u64) -> Self {
+        let filter = Self::attach_silently(feed).await;
+        let hello = Hello { purpose: Purpose::Follow, vm: 1, epoch: 0, sequence: 0, gateway };
+        filter.say(Kind::Hello, &hello.encode()).await;
+        filter
+    }
+
     /// Opens a stream and says nothing.
     pub(crate) async fn attach_silently(feed: SocketAddr) -> Self {
         let channel =

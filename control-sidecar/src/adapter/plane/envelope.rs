@@ -23,10 +23,12 @@ pub enum Topic {
     ForwardPass,
     /// What routers have booked.
     ActiveSequences,
+    /// What sidecars tell each other of all that they have booked; ours alone.
+    Accounts,
 }
 
 impl Topic {
-    /// All of them.
+    /// All of Dynamo's.
     pub const ALL: [Self; 4] =
         [Self::KvEvents, Self::KvMetrics, Self::ForwardPass, Self::ActiveSequences];
 
@@ -38,6 +40,7 @@ impl Topic {
             Self::KvMetrics => "kv_metrics",
             Self::ForwardPass => "forward-pass-metrics",
             Self::ActiveSequences => "active_sequences_events",
+            Self::Accounts => "warmpath_sequences",
         }
     }
 }
@@ -51,6 +54,48 @@ pub struct Message {
     pub sequence: u64,
     /// What is in it.
     pub payload: Bytes,
+}
+
+/// Writes an envelope, as a NATS message has it.
+///
+/// - `at_ms`: the time of day, in milliseconds since 1970.
+#[must_use]
+pub fn encode_envelope(message: &Message, topic: Topic, at_ms: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(message.payload.len() + 128);
+    // Writing to a vector cannot fail.
+    let _ = rmp::encode::write_map_len(&mut bytes, 5);
+    for (name, value) in [
+        ("publisher_id", message.publisher),
+        ("sequence", message.sequence),
+        ("published_at", at_ms),
+    ] {
+        let _ = rmp::encode::write_str(&mut bytes, name);
+        let _ = rmp::encode::write_uint(&mut bytes, value);
+    }
+    let _ = rmp::encode::write_str(&mut bytes, "topic");
+    let _ = rmp::encode::write_str(&mut bytes, topic.name());
+    let _ = rmp::encode::write_str(&mut bytes, "payload");
+    let _ = rmp::encode::write_bin(&mut bytes, &message.payload);
+    bytes
+}
+
+/// Writes the frames of a ZMQ message.
+///
+/// - `named`: frame 0, as in [`decode_frames`].
+/// - `envelope`: of [`encode_envelope`], of the same message.
+#[must_use]
+pub fn encode_frames(message: &Message, named: &str, envelope: &[u8]) -> [Bytes; 4] {
+    let mut frame = Vec::with_capacity(envelope.len() + 5);
+    frame.push(FRAME_VERSION);
+    // Messages are far shorter than 32 bits can say.
+    frame.extend_from_slice(&u32::try_from(envelope.len()).unwrap_or(u32::MAX).to_be_bytes());
+    frame.extend_from_slice(envelope);
+    [
+        Bytes::copy_from_slice(named.as_bytes()),
+        Bytes::copy_from_slice(&message.publisher.to_be_bytes()),
+        Bytes::copy_from_slice(&message.sequence.to_be_bytes()),
+        frame.into(),
+    ]
 }
 
 /// Reads an envelope, as a NATS message has it.

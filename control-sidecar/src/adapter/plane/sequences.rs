@@ -1,4 +1,8 @@
-//! Sequences: requests that other routers have placed, and how far they are.
+//! Sequences: requests that routers have placed, and how far they are.
+//!
+//! Read from others and written for others, in the same form. On a topic of our
+//! own ([`Account`]) sidecars tell each other all that they have placed, for
+//! which Dynamo's format has no words.
 
 use warmpath_core::ids::{DpRank, SequenceHash, Worker, WorkerId};
 use warmpath_core::limits::{EVENT_BLOCKS_MAX, EVENT_NAME_BYTES_MAX};
@@ -58,6 +62,96 @@ pub struct Added {
     pub prefill_tokens: Option<u64>,
 }
 
+/// Writes the payload of a message on the topic `active_sequences_events`: of one
+/// event alone, as NATS carries it.
+#[must_use]
+pub fn encode_event(event: &SequenceEvent) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_sequence(&mut bytes, event);
+    bytes
+}
+
+/// As [`encode_event`], of several events, as ZMQ carries them.
+#[must_use]
+pub fn encode_events(events: &[SequenceEvent]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    map(&mut bytes, 1);
+    text(&mut bytes, "events");
+    write_list(&mut bytes, events);
+    bytes
+}
+
+/// What a sidecar says to others on a topic of our own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Account {
+    /// It is new, and wants to hear what others have placed.
+    Hello,
+    /// All that it has placed and that still runs, over one or more messages.
+    List {
+        /// Whether the list begins here.
+        begins: bool,
+        /// Whether the list ends here: what it does not name has ended.
+        ends: bool,
+        /// Requests, each added, and marked if its first token is there.
+        events: Vec<SequenceEvent>,
+    },
+}
+
+impl Account {
+    /// Writes the payload.
+    ///
+    /// - `router`: who says so.
+    #[must_use]
+    pub fn encode(&self, router: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let (kind, begins, ends, events) = match self {
+            Self::Hello => ("hello", false, false, &[][..]),
+            Self::List { begins, ends, events } => ("list", *begins, *ends, &events[..]),
+        };
+        map(&mut bytes, 5);
+        text(&mut bytes, "kind");
+        text(&mut bytes, kind);
+        text(&mut bytes, "router_id");
+        number(&mut bytes, router);
+        text(&mut bytes, "begins");
+        flag(&mut bytes, begins);
+        text(&mut bytes, "ends");
+        flag(&mut bytes, ends);
+        text(&mut bytes, "events");
+        write_list(&mut bytes, events);
+        bytes
+    }
+
+    /// Reads a payload: who says it, and what.
+    ///
+    /// # Errors
+    ///
+    /// A [`PlaneError`].
+    pub fn decode(payload: &[u8]) -> Result<(u64, Self), PlaneError> {
+        let mut reader = Reader::new(payload);
+        let (mut kind, mut router, mut events) = (None, None, Vec::new());
+        let (mut begins, mut ends) = (false, false);
+        each_field(&mut reader, |name, value| {
+            match name {
+                "kind" => kind = Some(value.text()?),
+                "router_id" => router = Some(value.u64()?),
+                "begins" => begins = value.boolean()?,
+                "ends" => ends = value.boolean()?,
+                "events" => events = read_list(value)?,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        finished(&reader)?;
+        let account = match kind {
+            Some("hello") => Self::Hello,
+            Some("list") => Self::List { begins, ends, events },
+            _ => return Err(PlaneError::Missing),
+        };
+        Ok((router.ok_or(PlaneError::Missing)?, account))
+    }
+}
+
 /// Reads the payload of a message on the topic `active_sequences_events`: one
 /// event, or `{events: [event, …]}`.
 ///
@@ -78,11 +172,107 @@ pub fn decode_sequences(payload: &[u8]) -> Result<Vec<SequenceEvent>, PlaneError
     let Some(mut list) = several else {
         return Ok(vec![read_sequence(&mut start.clone())?]);
     };
+    read_list(&mut list)
+}
+
+fn read_list(list: &mut Reader<'_>) -> Result<Vec<SequenceEvent>, PlaneError> {
     let count = list.list()?;
     if count > SEQUENCE_EVENTS_MAX {
         return Err(PlaneError::TooMany);
     }
-    (0..count).map(|_| read_sequence(&mut list)).collect()
+    (0..count).map(|_| read_sequence(list)).collect()
+}
+
+// Writing to a vector cannot fail, and no length here comes near 32 bits.
+
+fn map(bytes: &mut Vec<u8>, len: u32) {
+    let _ = rmp::encode::write_map_len(bytes, len);
+}
+
+fn list(bytes: &mut Vec<u8>, len: usize) {
+    let _ = rmp::encode::write_array_len(bytes, u32::try_from(len).unwrap_or(u32::MAX));
+}
+
+fn text(bytes: &mut Vec<u8>, text: &str) {
+    let _ = rmp::encode::write_str(bytes, text);
+}
+
+fn number(bytes: &mut Vec<u8>, value: u64) {
+    let _ = rmp::encode::write_uint(bytes, value);
+}
+
+fn flag(bytes: &mut Vec<u8>, value: bool) {
+    let _ = rmp::encode::write_bool(bytes, value);
+}
+
+fn nil(bytes: &mut Vec<u8>) {
+    let _ = rmp::encode::write_nil(bytes);
+}
+
+fn write_list(bytes: &mut Vec<u8>, events: &[SequenceEvent]) {
+    list(bytes, events.len());
+    for event in events {
+        write_sequence(bytes, event);
+    }
+}
+
+fn write_sequence(bytes: &mut Vec<u8>, event: &SequenceEvent) {
+    map(bytes, 5);
+    text(bytes, "request_id");
+    text(bytes, &event.request);
+    text(bytes, "worker");
+    map(bytes, 2);
+    text(bytes, "worker_id");
+    number(bytes, event.worker.id.0);
+    text(bytes, "dp_rank");
+    number(bytes, event.worker.rank.0.into());
+    text(bytes, "data");
+    match &event.step {
+        Step::Added(added) => {
+            map(bytes, 1);
+            text(bytes, "AddRequest");
+            write_added(bytes, added);
+        }
+        Step::PrefillCompleted => text(bytes, "MarkPrefillCompleted"),
+        Step::Freed => text(bytes, "Free"),
+    }
+    text(bytes, "router_id");
+    number(bytes, event.router);
+    text(bytes, "lora_name");
+    match &event.lora {
+        Some(lora) => text(bytes, lora),
+        None => nil(bytes),
+    }
+}
+
+fn write_added(bytes: &mut Vec<u8>, added: &Added) {
+    map(bytes, 4);
+    text(bytes, "token_sequence");
+    match &added.blocks {
+        Some(blocks) => {
+            list(bytes, blocks.len());
+            blocks.iter().for_each(|hash| number(bytes, hash.0));
+        }
+        None => nil(bytes),
+    }
+    text(bytes, "track_prefill_tokens");
+    flag(bytes, added.tracks_prefill);
+    text(bytes, "expected_output_tokens");
+    match added.expected_output_tokens {
+        Some(tokens) => number(bytes, tokens),
+        None => nil(bytes),
+    }
+    text(bytes, "prefill_load_hint");
+    match added.prefill_tokens {
+        Some(tokens) => {
+            map(bytes, 2);
+            text(bytes, "initial_effective_prefill_tokens");
+            number(bytes, tokens);
+            text(bytes, "expected_prefill_duration");
+            nil(bytes);
+        }
+        None => nil(bytes),
+    }
 }
 
 fn read_sequence(reader: &mut Reader<'_>) -> Result<SequenceEvent, PlaneError> {

@@ -8,16 +8,19 @@ use warmpath_core::ids::WorkerId;
 use super::super::listing::{Author, Listing, Problems};
 use super::super::record::{ChannelTransport, EndpointPath, Record, Scope, SourceRecord};
 use super::{Listed, Rules};
-use crate::fleet::{Channel, LoadKind, LoadStream, PlanePublisher, PlaneStream};
-use crate::limits::FLEET_LOAD_STREAMS_MAX;
+use crate::adapter::plane::envelope::Topic;
+use crate::fleet::{Channel, LoadKind, LoadStream, PlanePublisher, PlaneStream, SequenceStream};
+use crate::limits::{FLEET_LOAD_STREAMS_MAX, FLEET_SEQUENCE_STREAMS_MAX};
 
 const KV_EVENTS: &str = "kv-events";
 const KV_METRICS: &str = "kv_metrics";
 const FORWARD_PASS: &str = "forward-pass-metrics";
-const ACTIVE_SEQUENCES: &str = "active_sequences_events";
 
 /// Topics on which workers say how busy they are.
-const LOADS: [&str; 3] = [KV_METRICS, FORWARD_PASS, ACTIVE_SEQUENCES];
+const LOADS: [&str; 2] = [KV_METRICS, FORWARD_PASS];
+
+/// Topics on which it is said what becomes of requests.
+const SEQUENCES: [Topic; 2] = [Topic::ActiveSequences, Topic::Accounts];
 
 /// What is percent-encoded in a segment of a subject.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -53,12 +56,28 @@ pub(super) struct Publishers<'a> {
     sources: HashMap<(&'a EndpointPath, u64, u32), BTreeMap<u64, Source<'a>>>,
     channels: HashMap<(&'a EndpointPath, u64, Voucher), &'a ChannelTransport>,
     loads: Vec<LoadChannel<'a>>,
+    sequences: Vec<SequenceChannel<'a>>,
+}
+
+/// A publisher of requests' steps: a router or a worker, whoever may use the
+/// endpoint.
+#[derive(Debug)]
+struct SequenceChannel<'a> {
+    path: &'a EndpointPath,
+    topic: Topic,
+    publisher: u64,
+    transport: &'a ChannelTransport,
 }
 
 impl<'a> Publishers<'a> {
     /// Sorts out a listing's channels and sources, those of endpoints only.
     pub(super) fn of(listing: &'a Listing, rules: &Rules) -> Self {
-        let mut all = Self { sources: HashMap::new(), channels: HashMap::new(), loads: Vec::new() };
+        let mut all = Self {
+            sources: HashMap::new(),
+            channels: HashMap::new(),
+            loads: Vec::new(),
+            sequences: Vec::new(),
+        };
         for entry in &listing.entries {
             match &*entry.record {
                 Record::Source(source) if source.topic == KV_EVENTS => {
@@ -78,6 +97,10 @@ impl<'a> Publishers<'a> {
                         let key = (path, publisher, voucher(&entry.author));
                         all.channels.insert(key, &channel.transport);
                     }
+                    if let Some(topic) = SEQUENCES.into_iter().find(|it| it.name() == topic) {
+                        let transport = &channel.transport;
+                        all.sequences.push(SequenceChannel { path, topic, publisher, transport });
+                    }
                     let load = LOADS.contains(&topic);
                     if load && rules.namespaces.admits(&path.namespace) {
                         let transport = &channel.transport;
@@ -89,6 +112,7 @@ impl<'a> Publishers<'a> {
             }
         }
         all.loads.sort_by_key(|load| (load.path, load.topic, load.publisher));
+        all.sequences.sort_by_key(|it| (it.path, it.topic.name(), it.publisher));
         all
     }
 
@@ -159,20 +183,55 @@ impl<'a> Publishers<'a> {
         }
         streams
     }
+
+    /// Where it is said what becomes of the listed workers' requests.
+    pub(super) fn sequence_streams(
+        &self,
+        listed: &HashMap<WorkerId, Listed<'_>>,
+        rules: &Rules,
+        problems: &mut Problems,
+    ) -> Vec<SequenceStream> {
+        let paths: BTreeSet<&EndpointPath> = listed.values().map(|unit| unit.path).collect();
+        let mut streams = Vec::new();
+        for it in self.sequences.iter().filter(|it| paths.contains(it.path)) {
+            let channel = match it.transport {
+                ChannelTransport::Zmq(address) => Channel::Direct(address.clone()),
+                ChannelTransport::Subject => Channel::Subject(subject(it.path, it.topic.name())),
+                ChannelTransport::Unusable => {
+                    problems.add(&format!("publisher {:x}", it.publisher), "bad_channel");
+                    continue;
+                }
+            };
+            let source = PlanePublisher { publisher: Some(it.publisher), channel };
+            streams.push(SequenceStream { topic: it.topic, source });
+        }
+        if rules.brokers {
+            for (path, topic) in paths.iter().flat_map(|path| SEQUENCES.map(|topic| (path, topic)))
+            {
+                let channel = Channel::Subject(subject(path, topic.name()));
+                let source = PlanePublisher { publisher: None, channel };
+                streams.push(SequenceStream { topic, source });
+            }
+        }
+        if streams.len() > FLEET_SEQUENCE_STREAMS_MAX {
+            problems.add("sequence streams", "too_many_sequence_streams");
+            streams.truncate(FLEET_SEQUENCE_STREAMS_MAX);
+        }
+        streams
+    }
 }
 
 fn kind(topic: &str, publisher: PlanePublisher) -> LoadKind {
     match topic {
         KV_METRICS => LoadKind::KvMetrics(publisher),
-        FORWARD_PASS => LoadKind::ForwardPass(publisher),
-        _ => LoadKind::ActiveSequences(publisher),
+        _ => LoadKind::ForwardPass(publisher),
     }
 }
 
 /// The subject of an endpoint's topic:
 /// `namespace.<ns>.component.<c>.endpoint.<e>.<topic>`, with what is not
 /// alphanumeric, `-` or `_` percent-encoded in each segment.
-fn subject(path: &EndpointPath, topic: &str) -> String {
+pub(crate) fn subject(path: &EndpointPath, topic: &str) -> String {
     let segment = |text| utf8_percent_encode(text, SEGMENT);
     format!(
         "namespace.{}.component.{}.endpoint.{}.{}",

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use warmpath_core::limits::{TAINT_BYTES_MAX, WORKER_TAINTS_MAX};
 
 use super::*;
+use crate::adapter::plane::envelope::Topic;
 use crate::config::router::RouterConfig;
 use crate::discovery::captures::{self, Captured};
 use crate::discovery::record::Key;
@@ -94,13 +95,18 @@ fn the_file_capture_is_two_ranks_of_one_worker() {
         .load_streams
         .iter()
         .map(|it| match it.kind {
-            LoadKind::ActiveSequences(_) => "sequences",
             LoadKind::ForwardPass(_) => "passes",
             LoadKind::KvMetrics(_) => "metrics",
             LoadKind::SglangLoad(_) | LoadKind::Scrape(_) => "not of the plane",
         })
         .collect();
-    assert_eq!(kinds, ["sequences", "passes", "metrics"]);
+    assert_eq!(kinds, ["passes", "metrics"]);
+    let [sequences] = &fleet.sequence_streams[..] else { panic!("not one") };
+    assert_eq!(sequences.topic, Topic::ActiveSequences);
+    assert_eq!(sequences.source.publisher, Some(4_854_122_813_729_361));
+    assert_eq!(sequences.source.channel, Channel::Direct("127.0.0.1:40729".into()));
+    let path = &fleet.paths[&first.spec.worker.id];
+    assert_eq!((path.component.as_str(), path.endpoint.as_str()), ("backend", "generate"));
     assert_eq!(fleet.load_streams[0].worker, None, "files do not say who wrote them");
 }
 

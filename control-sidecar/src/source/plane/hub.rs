@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
@@ -105,6 +106,16 @@ impl Hub {
     }
 }
 
+impl Hub {
+    /// Publishes on NATS. Returns whether the client took it.
+    ///
+    /// - `subject`: where.
+    /// - `envelope`: the message.
+    pub async fn publish(&self, subject: String, envelope: Bytes) -> bool {
+        self.subjects.publish(subject, envelope).await
+    }
+}
+
 /// What a listener and its source share beside the queue.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue {
@@ -114,7 +125,7 @@ pub(super) struct Queue {
 
 /// A task that ends with its owner.
 #[derive(Debug)]
-pub(super) struct Task(pub(super) AbortHandle);
+pub(crate) struct Task(pub(crate) AbortHandle);
 
 impl Drop for Task {
     fn drop(&mut self) {

@@ -147,6 +147,15 @@ impl Subjects {
             .await
     }
 
+    /// Publishes on NATS. Returns whether the client took it.
+    pub(super) async fn publish(&self, subject: String, envelope: Bytes) -> bool {
+        let EventPlane::Nats(servers) = &self.plane else { return false };
+        match self.client(servers).await {
+            Ok(client) => client.publish(subject, envelope).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
     async fn follow_nats(self: Arc<Self>, servers: Vec<String>, subject: Arc<Subject>) {
         loop {
             match self.client(&servers).await {
