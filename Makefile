@@ -73,8 +73,9 @@ test-fleet: module ## Discovery, captures, and engines that come, go, die and tr
 	@scripts/stack.sh fleet
 
 .PHONY: test-bookings
-test-bookings: module module-hooks ## Bookings under races, faults (BOOKINGS_STREAMS of them) and crashes
+test-bookings: module module-hooks ## Bookings under races, faults (BOOKINGS_STREAMS of them), crashes; across gateways
 	@scripts/test-bookings.sh
+	@scripts/stack.sh replicas
 
 .PHONY: test-dynamo
 test-dynamo: module ## Envoy with Warmpath in front of real Dynamo 1.6.1 workers and frontends

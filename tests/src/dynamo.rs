@@ -15,5 +15,6 @@
 pub mod cases;
 pub mod interop;
 pub mod peers;
+pub mod replicas;
 pub mod traffic;
 pub mod truth;

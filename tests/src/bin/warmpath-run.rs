@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::bookings;
 use warmpath_tests::dynamo::interop;
 use warmpath_tests::fleet::changes;
+use warmpath_tests::replicas;
 use warmpath_tests::stack::options::{Command, Options, OptionsError, USAGE};
 use warmpath_tests::stack::report::Report;
 use warmpath_tests::stack::{child, demo, smoke};
@@ -19,7 +20,7 @@ use warmpath_tests::stack::{child, demo, smoke};
 async fn main() -> ExitCode {
     let counted = matches!(
         std::env::args().nth(1).as_deref(),
-        Some("smoke" | "fleet" | "bookings" | "dynamo")
+        Some("smoke" | "fleet" | "bookings" | "replicas" | "dynamo")
     );
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
@@ -46,6 +47,7 @@ async fn main() -> ExitCode {
         Command::Baseline => bounded(smoke::baseline(options), stop).await,
         Command::Fleet => bounded(changes::run(options), stop).await,
         Command::Bookings => bounded(bookings::run(options), stop).await,
+        Command::Replicas => bounded(replicas::run(options), stop).await,
         Command::Dynamo => bounded(interop::run(options), stop).await,
     };
     child::reap().await;

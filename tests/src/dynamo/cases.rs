@@ -48,6 +48,9 @@ pub struct Case {
     pub mode: Mode,
     /// Whether the workers are replaced by another generation under load.
     pub rolls_out: bool,
+    /// Whether frontends of Dynamo's own route beside us, and bookings are
+    /// exchanged with them; then that alone is checked.
+    pub replicas: bool,
 }
 
 impl Case {
@@ -67,7 +70,7 @@ impl Case {
 }
 
 /// All combinations.
-pub const CASES: [Case; 8] = [
+pub const CASES: [Case; 11] = [
     Case {
         name: "file-zmq",
         discovery: Discovery::File,
@@ -76,6 +79,7 @@ pub const CASES: [Case; 8] = [
         pools: Pools::Aggregated,
         mode: Mode::Endpoint,
         rolls_out: true,
+        replicas: false,
     },
     Case {
         name: "file-nats",
@@ -85,6 +89,7 @@ pub const CASES: [Case; 8] = [
         pools: Pools::Aggregated,
         mode: Mode::Body,
         rolls_out: false,
+        replicas: false,
     },
     Case {
         name: "etcd-zmq",
@@ -94,6 +99,7 @@ pub const CASES: [Case; 8] = [
         pools: Pools::Aggregated,
         mode: Mode::Body,
         rolls_out: false,
+        replicas: false,
     },
     Case {
         name: "etcd-broker",
@@ -103,6 +109,7 @@ pub const CASES: [Case; 8] = [
         pools: Pools::Aggregated,
         mode: Mode::Endpoint,
         rolls_out: false,
+        replicas: false,
     },
     Case {
         name: "etcd-zmq-disagg",
@@ -112,6 +119,7 @@ pub const CASES: [Case; 8] = [
         pools: Pools::Disaggregated,
         mode: Mode::Endpoint,
         rolls_out: false,
+        replicas: false,
     },
     Case {
         name: "file-nats-disagg",
@@ -121,6 +129,7 @@ pub const CASES: [Case; 8] = [
         pools: Pools::Disaggregated,
         mode: Mode::Body,
         rolls_out: false,
+        replicas: false,
     },
     Case {
         name: "file-zmq-sglang",
@@ -130,6 +139,7 @@ pub const CASES: [Case; 8] = [
         pools: Pools::Aggregated,
         mode: Mode::Endpoint,
         rolls_out: false,
+        replicas: false,
     },
     Case {
         name: "file-zmq-trtllm",
@@ -139,5 +149,36 @@ pub const CASES: [Case; 8] = [
         pools: Pools::Aggregated,
         mode: Mode::Endpoint,
         rolls_out: false,
+        replicas: false,
+    },
+    Case {
+        name: "file-zmq-replicas",
+        discovery: Discovery::File,
+        plane: Plane::Zmq,
+        engine: "vllm",
+        pools: Pools::Aggregated,
+        mode: Mode::Endpoint,
+        rolls_out: false,
+        replicas: true,
+    },
+    Case {
+        name: "etcd-nats-replicas",
+        discovery: Discovery::Etcd,
+        plane: Plane::Nats,
+        engine: "vllm",
+        pools: Pools::Aggregated,
+        mode: Mode::Endpoint,
+        rolls_out: false,
+        replicas: true,
+    },
+    Case {
+        name: "etcd-broker-replicas",
+        discovery: Discovery::Etcd,
+        plane: Plane::Broker,
+        engine: "vllm",
+        pools: Pools::Aggregated,
+        mode: Mode::Endpoint,
+        rolls_out: false,
+        replicas: true,
     },
 ];

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 use super::cases::{CASES, Case, Pools};
 use super::peers::Peers;
+use super::replicas;
 use super::traffic::{Clients, Served, conversations, send};
 use super::truth::settled;
 use crate::stack::conversations::{Numbers, Shape};
@@ -88,7 +89,11 @@ async fn run_case(case: Case, options: &Options, report: &mut Report) -> Result<
     let script = options.root.join("tests/dynamo/tree_dump.py");
     let mut checks =
         Checks { case, peers: &mut peers, gateway: &gateway, python: &options.python, script };
-    checks.run(options.seed, report).await;
+    if case.replicas {
+        checks.replicas(options.seed, report).await;
+    } else {
+        checks.run(options.seed, report).await;
+    }
     if let Some((name, log)) = peers.ended().or_else(|| gateway.ended()) {
         report.failure(
             &format!("{}: every process is alive", case.name),
@@ -143,6 +148,15 @@ impl Checks<'_> {
             bookings = self.gateway.stat("warmpath_bookings$").await;
         }
         self.check(report, "no booking is left", bookings == Some(0), format_args!("{bookings:?}"));
+    }
+
+    async fn replicas(&self, seed: u64, report: &mut Report) {
+        let warm = self.warm_up().await;
+        self.check(report, "routing by cache starts", warm.is_ok(), format_args!("{warm:?}"));
+        if let [syncs, stands_aside] = self.peers.routers[..] {
+            let routers = [syncs, stands_aside];
+            replicas::check(self.case.name, self.gateway, routers, seed, report).await;
+        }
     }
 
     async fn settle(&self) -> Result<super::truth::Difference, String> {

@@ -37,6 +37,9 @@ const BLOCKS: u32 = 256;
 /// Times that the mocked engines are faster than real ones.
 const SPEEDUP: u32 = 50;
 
+/// The same where requests must last.
+const SPEEDUP_REPLICAS: u32 = 1;
+
 /// Where the workers of the next generation serve: the namespace has the hash of
 /// another specification behind it.
 const NEXT_GENERATION: &str = "dyn://dynamo-0a1b2c3d.backend.generate";
@@ -60,6 +63,9 @@ pub struct Peers {
     broker: [u16; 2],
     /// Ports of the frontends.
     pub frontends: Vec<u16>,
+    /// Ports of the frontends that route by KV themselves: one that syncs with
+    /// others, and one that does not.
+    pub routers: Vec<u16>,
     stores: Vec<Child>,
     workers: Vec<Child>,
     servers: Vec<Child>,
@@ -89,6 +95,7 @@ impl Peers {
             nats: free_port()?,
             broker: [free_port()?, free_port()?],
             frontends: Vec::new(),
+            routers: Vec::new(),
             stores: Vec::new(),
             workers: Vec::new(),
             servers: Vec::new(),
@@ -111,6 +118,10 @@ impl Peers {
         }
         for at in 0..FRONTENDS {
             peers.start_frontend(at)?;
+        }
+        if case.replicas {
+            peers.start_router("router-syncs", &["--router-replica-sync"])?;
+            peers.start_router("router-aside", &[])?;
         }
         peers.ready().await?;
         Ok(peers)
@@ -142,7 +153,17 @@ impl Peers {
             }
             Plane::Nats => format!("kind: nats, url: \"nats://{}\"", local(self.nats)),
         };
-        format!("discovery: {{{discovery}, namespace: dynamo}}\nevent_plane: {{{plane}}}\n")
+        let mut config =
+            format!("discovery: {{{discovery}, namespace: dynamo}}\nevent_plane: {{{plane}}}\n");
+        if self.case.replicas {
+            config.push_str("router: {router_replica_sync: true}\n");
+            let [publishers, _] = self.broker;
+            if self.case.plane == Plane::Broker {
+                let url = format!("tcp://{}", local(publishers));
+                config.push_str(&format!("replicas: {{brokers: [{url:?}]}}\n"));
+            }
+        }
+        config
     }
 
     /// Name and end of the log of a process that ended by itself.
@@ -312,13 +333,14 @@ impl Peers {
     fn start_worker(&mut self, name: &str, more: &[&str]) -> Result<(), StackError> {
         let mut arguments: Vec<String> = ["-m", "dynamo.mocker"].map(str::to_owned).into();
         arguments.extend(self.planes());
+        let speedup = if self.case.replicas { SPEEDUP_REPLICAS } else { SPEEDUP };
         let pairs = [
             ("--model-path", self.model.display().to_string()),
             ("--model-name", MODEL.to_owned()),
             ("--engine-type", self.case.engine.to_owned()),
             ("--num-gpu-blocks-override", BLOCKS.to_string()),
             ("--block-size", BLOCK_SIZE.to_string()),
-            ("--speedup-ratio", SPEEDUP.to_string()),
+            ("--speedup-ratio", speedup.to_string()),
         ];
         arguments.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
         arguments.extend(more.iter().map(|word| (*word).to_owned()));
@@ -333,23 +355,34 @@ impl Peers {
     }
 
     fn start_frontend(&mut self, at: usize) -> Result<(), StackError> {
-        let port = free_port()?;
-        let mut arguments: Vec<String> = ["-m", "dynamo.frontend"].map(str::to_owned).into();
-        arguments.extend(self.planes());
-        let words = ["--router-mode", "direct", "--http-host", "127.0.0.1", "--http-port"];
-        arguments.extend(words.map(str::to_owned));
-        arguments.push(port.to_string());
-        let name = format!("frontend-{at}");
-        let environment = self.environment();
-        let child = Child::start_with(&name, &self.python, &arguments, &environment, &self.folder)?;
-        self.servers.push(child);
+        let port = self.start_server(&format!("frontend-{at}"), "direct", &[])?;
         self.frontends.push(port);
         Ok(())
     }
 
+    fn start_router(&mut self, name: &str, more: &[&str]) -> Result<(), StackError> {
+        let port = self.start_server(name, "kv", more)?;
+        self.routers.push(port);
+        Ok(())
+    }
+
+    fn start_server(&mut self, name: &str, mode: &str, more: &[&str]) -> Result<u16, StackError> {
+        let port = free_port()?;
+        let mut arguments: Vec<String> = ["-m", "dynamo.frontend"].map(str::to_owned).into();
+        arguments.extend(self.planes());
+        let words = ["--router-mode", mode, "--http-host", "127.0.0.1", "--http-port"];
+        arguments.extend(words.map(str::to_owned));
+        arguments.push(port.to_string());
+        arguments.extend(more.iter().map(|word| (*word).to_owned()));
+        let environment = self.environment();
+        let child = Child::start_with(name, &self.python, &arguments, &environment, &self.folder)?;
+        self.servers.push(child);
+        Ok(port)
+    }
+
     async fn ready(&mut self) -> Result<(), StackError> {
         let deadline = Instant::now() + READY_WITHIN;
-        for port in self.frontends.clone() {
+        for port in self.frontends.iter().chain(&self.routers).copied().collect::<Vec<_>>() {
             while !offers_model(port).await {
                 if let Some((name, log)) = self.ended() {
                     return Err(StackError::Ended(name, log));

@@ -10,6 +10,7 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   warmpath-run smoke         the same, bounded and asserting
   warmpath-run fleet         engines that come, go, die and trade places under load
   warmpath-run bookings      bookings under races, faults and crashes, in order and to the end
+  warmpath-run replicas      two gateways of the same engines, with replica sync and without
   warmpath-run dynamo        real Dynamo workers and frontends instead of simulated engines
   warmpath-run baseline      engines behind plain Envoy, round robin: no module, no sidecar
 
@@ -42,6 +43,8 @@ pub enum Command {
     Fleet,
     /// Check that bookings are atomic and all end.
     Bookings,
+    /// Check whether two gateways agree.
+    Replicas,
     /// Check the interplay with real Dynamo.
     Dynamo,
 }
@@ -121,6 +124,7 @@ impl Options {
                 "baseline" => command = Some(Command::Baseline),
                 "fleet" => command = Some(Command::Fleet),
                 "bookings" => command = Some(Command::Bookings),
+                "replicas" => command = Some(Command::Replicas),
                 "dynamo" => command = Some(Command::Dynamo),
                 "--model-dir" => model_dir = Some(PathBuf::from(value()?)),
                 "--wasm" => wasm = Some(PathBuf::from(value()?)),
