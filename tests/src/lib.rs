@@ -1,9 +1,10 @@
 //! Support library of the tests: the engine simulator, the local stack, the
-//! fleet that changes under load, the bookings run, and the runs against real
-//! Dynamo.
+//! fleet that changes under load, the bookings run, the runs against real Dynamo,
+//! and the comparison of routers.
 
 pub mod bookings;
 pub mod dynamo;
 pub mod engine;
 pub mod fleet;
+pub mod quality;
 pub mod stack;

@@ -88,6 +88,12 @@ impl Gateway {
         local(self.port)
     }
 
+    /// Processes of both.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        [&self.sidecar, &self.envoy].into_iter().filter_map(Child::id).collect()
+    }
+
     /// The sidecar's state page.
     pub async fn state(&self) -> Option<Value> {
         get(&local(self.status), "/v1/state").await.ok()?.json()
