@@ -35,6 +35,8 @@
 //! 2. The trailing partial block is invisible to overlap and blocks, but its
 //!    tokens count in `isl`.
 
+pub mod expected_time;
+
 use crate::ids::WorkerSlot;
 use crate::settings::Settings;
 

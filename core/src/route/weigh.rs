@@ -6,6 +6,7 @@ use crate::choose::{Balance, Random, drawn, two_tier};
 use crate::overlap::Overlap;
 use crate::replica::Replica;
 use crate::roster::RosterWorker;
+use crate::score::expected_time::ExpectedTime;
 use crate::score::{Candidate, Formula, Held, Phase, PromptSize, taint_factor};
 use crate::settings::{ConditionalDisagg, ConditionalDisaggPolicy, SelectionPolicy, Settings};
 
@@ -76,10 +77,33 @@ impl Scale<'_> {
                 let blocks = prompt.tokens.div_ceil(prompt.block_size.max(1));
                 two_tier(&balance, blocks, &thresholds, random)?
             }
+            SelectionPolicy::ExpectedTime(parameters) => {
+                let costs: Vec<f64> = self.expected_times(&parameters, phase, &candidates);
+                drawn(&costs, self.settings.router_temperature, random)?
+            }
         };
         let worker = *workers.get(at)?;
         let held = if formula.uses_cache() { self.held(worker) } else { Held::default() };
         Some(Weighed { worker, held, prefill_tokens: formula.effective_tokens(held) })
+    }
+
+    fn expected_times(
+        &self,
+        parameters: &ExpectedTime,
+        phase: Phase,
+        candidates: &[Candidate],
+    ) -> Vec<f64> {
+        let said = self.prepared.demands.expected_output_tokens;
+        let output_tokens = said.map_or(parameters.output_tokens, f64::from);
+        let parameters = ExpectedTime { output_tokens, ..*parameters };
+        let formula = self.formula(phase);
+        let comes_computed = phase == Phase::Decode;
+        let cost = |candidate: &Candidate| {
+            let uncached =
+                if comes_computed { 0 } else { formula.effective_tokens(candidate.held) };
+            parameters.cost(self.prompt(), candidate, uncached)
+        };
+        candidates.iter().map(cost).collect()
     }
 
     fn candidate(&self, worker: &RosterWorker, phase: Phase) -> Candidate {

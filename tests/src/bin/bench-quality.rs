@@ -17,7 +17,7 @@ use warmpath_tests::quality::trace::{Kind, Trace};
 fn offline() {
     let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny")).unwrap();
     let load: f64 = std::env::args().nth(1).and_then(|t| t.parse().ok()).unwrap_or(1.0);
-    let w = Weights { prefill: 1.0, delay: 1.0, decode: 1.0, others: 1.0, output: 128.0, work: 0.0, queue: 1.0 };
+    let w = Weights { prefill: 1.0, delay: 1.0, decode: 1.0, others: 1.0, output: 128.0, work: 0.0, queue: 1.0, crowd: 0.0, same: 0.0 };
     let policies = [
         ("round-robin", Policy::RoundRobin),
         ("least-requests", Policy::LeastRequests),
@@ -43,7 +43,7 @@ fn offline() {
             continue;
         }
         let n: Vec<f64> = spec.split(',').map(|t| t.parse().unwrap()).collect();
-        all.push((spec.clone(), Policy::Time(Weights { prefill: n[0], delay: n[1], decode: n[2], others: n[3], output: n[4], work: n[5], queue: n[6] })));
+        all.push((spec.clone(), Policy::Time(Weights { prefill: n[0], delay: n[1], decode: n[2], others: n[3], output: n[4], work: n[5], queue: n[6], crowd: n[7], same: n[8] })));
     }
     let mut out = std::io::stdout();
     let kinds = std::env::args().nth(2).unwrap_or_default();

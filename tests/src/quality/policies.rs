@@ -66,6 +66,8 @@ pub struct Weights {
     /// Constant weight of work.
     pub work: f64,
     pub queue: f64,
+    pub crowd: f64,
+    pub same: f64,
 }
 
 /// A policy and what it remembers.
@@ -108,7 +110,10 @@ impl Router {
             Policy::Text { threshold, apart, times } => {
                 self.text(hashes, outlooks, threshold, apart, times)
             }
-            Policy::Time(weights) => self.lowest(outlooks.iter().map(|o| time(tokens, o, &weights))),
+            Policy::Time(weights) => {
+                let mean = outlooks.iter().map(|o| float(o.prefill_tokens)).sum::<f64>() / outlooks.len() as f64;
+                self.lowest(outlooks.iter().map(|o| time(tokens, o, &weights, mean)))
+            }
         }
     }
 
@@ -179,15 +184,15 @@ fn dynamo(tokens: usize, blocks: usize, outlook: &Outlook, prefill_scale: f64) -
     prefill_scale * (raw - overlap).max(0.0) + float(outlook.active_blocks + additional)
 }
 
-fn time(tokens: usize, o: &Outlook, w: &Weights) -> f64 {
+fn time(tokens: usize, o: &Outlook, w: &Weights, mean: f64) -> f64 {
     let held = o.overlap_blocks.max(o.booked_overlap_blocks) as usize * BLOCK_SIZE;
     let uncached = float(tokens.saturating_sub(held).max(1) as u64);
     let isl = float(tokens as u64);
     let (tau, kappa, sigma) = (70.0, 0.035, 30.0);
     let r = float(o.requests);
-    let c = float(o.context_tokens) + r * w.output / 2.0;
+    let c = if w.same > 0.0 { r * isl } else { float(o.context_tokens) + r * w.output / 2.0 };
     w.prefill * (w.queue * float(o.prefill_tokens) + uncached) * tau
-        + w.work * uncached * tau
+        + (w.work + w.crowd * mean / isl) * uncached * tau
         + w.delay * r * uncached * tau
         + w.decode * w.output * (sigma * r + kappa * c)
         + w.others * r * w.output / 2.0 * (sigma + kappa * isl)

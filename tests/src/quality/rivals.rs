@@ -138,8 +138,8 @@ impl Running {
     }
 }
 
-/// What the sidecar's configuration says to choose by expected time.
-const TIME_SETTINGS: &str = "router: {selection_policy: expected_time}\n";
+/// What the plugin's configuration says to choose by expected time.
+const TIME_SETTINGS: &str = "{\"worker_selection_policy\": \"expected-time\"}";
 
 async fn round_robin(
     options: &Options,
@@ -155,6 +155,7 @@ async fn round_robin(
         admin,
         feed: 0,
         workers: &workers,
+        router: "",
     };
     let envoy = envoy::start(options, &bootstrap, folder).await?;
     Ok(Running { address: local(port), children: vec![envoy], gateway: None })
@@ -181,11 +182,11 @@ async fn warmpath(
     std::fs::write(folder.join("workers.yaml"), list)?;
     let sources = format!(
         "models:\n  - {{name: {MODEL}, directory: {:?}, block_size: {BLOCK_SIZE}}}\n\
-         workers_file: workers.yaml\n{settings}",
+         workers_file: workers.yaml\n",
         options.model_dir,
     );
     let workers: Vec<u16> = fleet.ports.iter().map(|ports| ports.http).collect();
-    let gateway = Gateway::start(options, Mode::Endpoint, &sources, &workers, folder).await?;
+    let gateway = Gateway::start_with(options, Mode::Endpoint, &sources, &workers, settings, folder).await?;
     Ok(Running { address: gateway.address(), children: Vec::new(), gateway: Some(gateway) })
 }
 

@@ -25,6 +25,8 @@ pub struct Bootstrap<'a> {
     /// Ports of the workers; used in turn for the places that the template has,
     /// which gets a place for each if they are more.
     pub workers: &'a [u16],
+    /// The plugin's `router` setting, as JSON; nothing if empty.
+    pub router: &'a str,
 }
 
 /// Starts an Envoy and waits until it is ready.
@@ -37,16 +39,19 @@ pub async fn start(
     bootstrap: &Bootstrap<'_>,
     folder: &Path,
 ) -> Result<Child, StackError> {
-    let Bootstrap { name, template, port, admin, feed, workers } = *bootstrap;
+    let Bootstrap { name, template, port, admin, feed, workers, router } = *bootstrap;
     let template = std::fs::read_to_string(options.envoy_config(template))?;
     let template = with_places(&template, workers.len());
+    // It ends the plugin's configuration, so another member fits behind it.
+    let debug_headers =
+        if router.is_empty() { "true".into() } else { format!("true, \"router\": {router}") };
     let mut values = vec![
         ("GATEWAY_ADDRESS", "127.0.0.1".to_owned()),
         ("GATEWAY_PORT", port.to_string()),
         ("ADMIN_PORT", admin.to_string()),
         ("FEED_PORT", feed.to_string()),
         ("WASM_FILE", options.wasm.display().to_string()),
-        ("DEBUG_HEADERS", "true".to_owned()),
+        ("DEBUG_HEADERS", debug_headers),
     ];
     let places: Vec<String> = (1..=workers.len().max(PLACES)).map(place).collect();
     for (place, worker) in places.iter().zip(workers.iter().cycle()) {
