@@ -92,6 +92,9 @@ pub struct Candidate {
     pub additional_blocks: u64,
     /// Running requests.
     pub requests: u64,
+    /// Of these, at least so many that share all of the blocks that any of them
+    /// shares with the prompt.
+    pub sharers: u64,
     /// Factor of the taints that the request prefers; 1 without.
     pub taint_factor: f64,
 }
@@ -108,6 +111,7 @@ impl Candidate {
             active_blocks: 0,
             additional_blocks: 0,
             requests: 0,
+            sharers: 0,
             taint_factor: 1.0,
         }
     }

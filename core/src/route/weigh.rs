@@ -95,15 +95,13 @@ impl Scale<'_> {
     ) -> Vec<f64> {
         let said = self.prepared.demands.expected_output_tokens;
         let output_tokens = said.map_or(parameters.output_tokens, f64::from);
-        let parameters = ExpectedTime { output_tokens, ..*parameters };
         let formula = self.formula(phase);
-        let comes_computed = phase == Phase::Decode;
-        let cost = |candidate: &Candidate| {
-            let uncached =
-                if comes_computed { 0 } else { formula.effective_tokens(candidate.held) };
-            parameters.cost(self.prompt(), candidate, uncached)
-        };
-        candidates.iter().map(cost).collect()
+        ExpectedTime { output_tokens, ..*parameters }.costs(self.prompt(), candidates, |it| {
+            match phase {
+                Phase::Decode => 0,
+                _ => formula.effective_tokens(it.held),
+            }
+        })
     }
 
     fn candidate(&self, worker: &RosterWorker, phase: Phase) -> Candidate {
@@ -118,6 +116,7 @@ impl Scale<'_> {
             active_blocks: load.active_blocks,
             additional_blocks: self.additional_blocks(worker, phase),
             requests: load.requests,
+            sharers: self.sharers(worker, phase),
             taint_factor: taint_factor(weights.map(|(_, weight)| *weight)),
         }
     }
@@ -136,6 +135,17 @@ impl Scale<'_> {
             Phase::Aggregated | Phase::Decode | Phase::ConditionalDecode => {
                 u64::from(self.prepared.blocks())
             }
+        }
+    }
+
+    /// Requests that the worker computes or answers with the prompt's leading
+    /// blocks; none where that does not count.
+    fn sharers(&self, worker: &RosterWorker, phase: Phase) -> u64 {
+        match self.policy(phase) {
+            SelectionPolicy::ExpectedTime(_) if phase == Phase::Aggregated => {
+                self.replica.loads().sharers(worker.slot, &self.prepared.hashes)
+            }
+            _ => 0,
         }
     }
 

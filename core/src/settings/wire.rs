@@ -225,6 +225,8 @@ fn write_policy(writer: &mut Writer, policy: SelectionPolicy) {
             write_number(writer, parameters.context_us);
             write_number(writer, parameters.output_tokens);
             write_number(writer, parameters.answer_weight);
+            write_number(writer, parameters.followers);
+            write_number(writer, parameters.followers_per_waiting);
         }
     }
 }
@@ -243,6 +245,8 @@ fn read_policy(reader: &mut Reader<'_>) -> Result<SelectionPolicy, WireError> {
             context_us: read_number(reader)?,
             output_tokens: read_number(reader)?,
             answer_weight: read_number(reader)?,
+            followers: read_number(reader)?,
+            followers_per_waiting: read_number(reader)?,
         })),
         _ => Err(WireError::UnknownCase),
     }
