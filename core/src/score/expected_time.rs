@@ -159,6 +159,19 @@ impl ExpectedTime {
         (wait + behind + self.answer_weight * (stall + slow)) * candidate.taint_factor
     }
 
+    /// The parameters by the names that operators write.
+    pub fn parameters_mut(&mut self) -> [(&'static str, &mut f64); 7] {
+        [
+            ("prefill_us", &mut self.prefill_us),
+            ("request_us", &mut self.request_us),
+            ("context_us", &mut self.context_us),
+            ("output_tokens", &mut self.output_tokens),
+            ("answer_weight", &mut self.answer_weight),
+            ("followers", &mut self.followers),
+            ("followers_per_waiting", &mut self.followers_per_waiting),
+        ]
+    }
+
     /// Whether the parameters are in their ranges.
     ///
     /// # Errors

@@ -28,9 +28,9 @@ impl Segments {
     #[must_use]
     pub fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let added = tokenizer.get_added_tokens_decoder();
-        let plain = added.values().all(|token| {
-            !token.lstrip && !token.rstrip && !token.single_word && !token.normalized
-        });
+        let plain = added
+            .values()
+            .all(|token| !token.lstrip && !token.rstrip && !token.single_word && !token.normalized);
         if !plain || added.is_empty() {
             return None;
         }
@@ -82,8 +82,7 @@ impl Segments {
         if let Some(tokens) = self.lock().get(text) {
             return Ok(Arc::clone(tokens));
         }
-        let encoding =
-            tokenizer.encode_fast(text, false).map_err(|_| PromptError::Tokenizer)?;
+        let encoding = tokenizer.encode_fast(text, false).map_err(|_| PromptError::Tokenizer)?;
         let tokens: Arc<[u32]> = encoding.get_ids().into();
         let mut known = self.lock();
         if known.len() >= SEGMENTS_MAX {

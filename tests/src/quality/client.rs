@@ -176,7 +176,6 @@ fn usage(stream: &[u8]) -> Option<Value> {
     usage.filter(|_| done)
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

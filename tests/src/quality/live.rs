@@ -1,6 +1,5 @@
 //! Live: one router before fresh engines, one trace, real processes.
 
-
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
@@ -11,7 +10,7 @@ use super::figures::{Figures, Worked};
 use super::fleet::Fleet;
 use super::rivals::{Rival, Running, dynamo_is_whole};
 use super::trace::Trace;
-use super::usage::Usage;
+use super::usage::{Usage, processors};
 use crate::stack::client::Chat;
 use crate::stack::launch::{MODEL, StackError};
 use crate::stack::limits::{POLL_START, READY_WITHIN};
@@ -30,7 +29,10 @@ pub struct Run {
     pub faults: Vec<(Fault, usize)>,
     /// Processor time of the router, in milliseconds per request.
     pub router_ms: f64,
-    /// The machine's processors that were busy, as a share of all of them.
+    /// Share of the machine's processor time that router, engines and client took.
+    /// Well below 1, or the machine was measured.
+    pub ours: f64,
+    /// Share of it that was taken at all.
     pub machine: f64,
     /// Real time from the first start to the last stop.
     pub took: Duration,
@@ -66,13 +68,16 @@ async fn measure(
     fleet: &Fleet,
     running: &Running,
     speedup: u64,
-
 ) -> Result<Run, StackError> {
     let unreadable = || StackError::NotReady("an engine's /control/state", String::new());
     let before = fleet.worked().await.ok_or_else(unreadable)?;
     let usage = Usage::begin(&running.processes());
+    let others = [fleet.processes(), vec![std::process::id()]].concat();
+    let all = Usage::begin(&others);
     let outcome = client::send(trace, &running.address, speedup).await;
     let (router_ms, machine) = usage.end();
+    let ours = (router_ms + all.end().0) / 1000.0 / outcome.took.as_secs_f64().max(0.001);
+    let ours = ours / f64::from(processors());
     let after = fleet.worked().await.ok_or_else(unreadable)?;
     let worked: Vec<Worked> =
         after.iter().zip(&before).map(|(after, before)| after.since(before, speedup)).collect();
@@ -81,15 +86,14 @@ async fn measure(
     let figures = Figures::of(sent, &outcome.seen, &worked, span.saturating_mul(speedup));
     let router_ms = router_ms / f64::from(u32::try_from(sent.max(1)).unwrap_or(u32::MAX));
     let took = Duration::ZERO;
-    Ok(Run { figures, faults: outcome.faults, router_ms, machine, took })
+    Ok(Run { figures, faults: outcome.faults, router_ms, ours, machine, took })
 }
 
 /// Waits until requests are answered, and, where that can be told, routed by
 /// cache. First gives every engine something to announce: a worker whose events
 /// were never seen is not yet known to count tokens as a router does.
 async fn ready(rival: Rival, fleet: &Fleet, running: &mut Running) -> Result<(), StackError> {
-    let chat =
-        |text: String| Chat { messages: vec![("user", text)], max_tokens: 1, stream: false };
+    let chat = |text: String| Chat { messages: vec![("user", text)], max_tokens: 1, stream: false };
     let deadline = Instant::now() + READY_WITHIN;
     if rival == Rival::Dynamo {
         while !dynamo_is_whole(&running.address).await {

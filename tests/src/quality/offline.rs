@@ -34,7 +34,6 @@ struct Place {
 #[derive(Default)]
 struct Booked {
     prefill_tokens: u64,
-    context_tokens: u64,
     requests: u64,
     blocks: HashMap<EngineHash, u32>,
 }
@@ -108,10 +107,8 @@ impl Run<'_> {
             return;
         };
         let cached = u64::from(outlook.overlap_blocks) * BLOCK_SIZE as u64;
-        let prompt_tokens = request.prompt.len() as u64;
-        let prefill_tokens = prompt_tokens.saturating_sub(cached);
+        let prefill_tokens = (request.prompt.len() as u64).saturating_sub(cached);
         place.booked.prefill_tokens += prefill_tokens;
-        place.booked.context_tokens += prompt_tokens;
         place.booked.requests += 1;
         for hash in &hashes {
             *place.booked.blocks.entry(*hash).or_default() += 1;
@@ -172,7 +169,6 @@ impl Run<'_> {
         });
         let Some(place) = self.places.get_mut(placed.engine) else { return };
         place.booked.requests -= 1;
-        place.booked.context_tokens -= request.prompt.len() as u64;
         for hash in &placed.hashes {
             forget(&mut place.booked.blocks, hash);
         }
@@ -215,18 +211,21 @@ impl Place {
                 CacheEvent::Cleared => self.held.clear(),
             }
         }
+        let booked = &self.booked.blocks;
         let leading = |map: &HashMap<EngineHash, u32>| {
             let held = hashes.iter().take_while(|hash| map.contains_key(*hash)).count();
             u32::try_from(held).unwrap_or(u32::MAX)
         };
+        let booked_overlap_blocks = leading(booked);
+        let last = usize::try_from(booked_overlap_blocks).ok().and_then(|at| at.checked_sub(1));
+        let sharers = last.and_then(|at| booked.get(hashes.get(at)?));
         Outlook {
             overlap_blocks: leading(&self.held),
-            booked_overlap_blocks: leading(&self.booked.blocks),
+            booked_overlap_blocks,
+            sharers: sharers.map_or(0, |times| u64::from(*times)),
             prefill_tokens: self.booked.prefill_tokens,
             active_blocks: self.booked.blocks.len() as u64,
             requests: self.booked.requests,
-            context_tokens: self.booked.context_tokens,
-            total_blocks: self.cache.blocks_total() as u64,
         }
     }
 

@@ -1,10 +1,18 @@
 //! Policies: routers as functions of overlap and load, for the offline run.
+//!
+//! Ours are the very functions of the core. The others' are our reading of what
+//! those routers do, in a few lines: good for seeing why, not for comparing.
 
 use std::collections::HashMap;
 
+use warmpath_core::choose::{Random, lowest};
+use warmpath_core::ids::WorkerSlot;
+use warmpath_core::score::expected_time::ExpectedTime;
+use warmpath_core::score::{Candidate, Formula, Held, Phase, PromptSize};
+use warmpath_core::settings::Settings;
+
 use super::engines::BLOCK_SIZE;
 use crate::engine::cache::EngineHash;
-use crate::stack::conversations::Numbers;
 
 /// What a router knows of an engine when a request comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,16 +21,14 @@ pub struct Outlook {
     pub overlap_blocks: u32,
     /// Leading blocks of the prompt that requests placed on it have.
     pub booked_overlap_blocks: u32,
+    /// How many of them have the last of those.
+    pub sharers: u64,
     /// Uncached prompt tokens of requests without a first token.
     pub prefill_tokens: u64,
     /// Unique prompt blocks of its requests.
     pub active_blocks: u64,
     /// Requests.
     pub requests: u64,
-    /// Prompt tokens of its requests, shared ones as often as they are shared.
-    pub context_tokens: u64,
-    /// Blocks of its cache.
-    pub total_blocks: u64,
 }
 
 /// How an engine is chosen.
@@ -32,52 +38,44 @@ pub enum Policy {
     RoundRobin,
     /// The one with the fewest requests.
     LeastRequests,
-    /// Dynamo's cost.
-    Dynamo {
-        /// Weight of prefill against active blocks.
-        prefill_scale: f64,
-    },
-    /// As SGLang's router: by what was sent where, unless requests are far apart.
-    Text {
-        /// Share of the prompt that must match.
-        threshold: f64,
-        /// Requests that the most and the least busy engine must be apart.
-        apart: u64,
-        /// Times that they must be apart.
-        times: f64,
-    },
-    /// Experiment.
-    Time(Weights),
+    /// Dynamo's formula, with its `prefill_load_scale`.
+    Dynamo(f64),
+    /// Our own formula.
+    ExpectedTime(ExpectedTime),
+    /// As SGLang's router: where most of the prompt was sent before, if that is
+    /// 30 %, else where least was sent; where fewest requests are, if those are
+    /// 64 and half as many again apart.
+    Text,
+    /// As Shepherd's: the same, but to the fewest requests if little matches, or if
+    /// the match has 8 and half as many again more than the mean.
+    Spill,
 }
 
-/// Weights of the experiment.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Weights {
-    /// Own prefill.
-    pub prefill: f64,
-    /// Delay of others by own prefill.
-    pub delay: f64,
-    /// Own decode, slowed down by others.
-    pub decode: f64,
-    /// Others' decode, slowed down by own.
-    pub others: f64,
-    /// Tokens of the answer, as expected.
-    pub output: f64,
-    /// Constant weight of work.
-    pub work: f64,
-    pub queue: f64,
-    pub crowd: f64,
-    pub same: f64,
+impl Policy {
+    /// Those of the offline tables, with their names.
+    #[must_use]
+    pub fn all() -> [(&'static str, Self); 8] {
+        [
+            ("round robin", Self::RoundRobin),
+            ("least requests", Self::LeastRequests),
+            ("Dynamo", Self::Dynamo(1.0)),
+            ("Dynamo, scale 4", Self::Dynamo(4.0)),
+            ("Dynamo, scale 16", Self::Dynamo(16.0)),
+            ("as SGLang's", Self::Text),
+            ("as Shepherd's", Self::Spill),
+            ("expected time", Self::ExpectedTime(ExpectedTime::default())),
+        ]
+    }
 }
 
 /// A policy and what it remembers.
 pub struct Router {
     policy: Policy,
     turn: usize,
-    numbers: Numbers,
-    /// Which engines each block was sent to.
+    random: Random,
+    /// Which engines each block was sent to, a bit each.
     sent: HashMap<EngineHash, u64>,
-    /// Blocks sent to each engine for the first time.
+    /// Blocks that were sent to each engine for the first time.
     sizes: Vec<u64>,
 }
 
@@ -85,121 +83,158 @@ impl Router {
     /// A router that knows nothing yet.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        let numbers = Numbers::new(7);
-        Self { policy, turn: 0, numbers, sent: HashMap::new(), sizes: Vec::new() }
+        let random = Random::seeded(7);
+        Self { policy, turn: 0, random, sent: HashMap::new(), sizes: Vec::new() }
     }
 
     /// The engine for a prompt.
-    pub fn choose(
-        &mut self,
-        tokens: usize,
-        hashes: &[EngineHash],
-        outlooks: &[Outlook],
-    ) -> usize {
+    ///
+    /// - `tokens`: of the prompt.
+    /// - `hashes`: names of its complete blocks.
+    pub fn choose(&mut self, tokens: usize, hashes: &[EngineHash], outlooks: &[Outlook]) -> usize {
+        let size = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let prompt = PromptSize { tokens: size(tokens), block_size: size(BLOCK_SIZE) };
+        let candidates: Vec<Candidate> =
+            outlooks.iter().map(|outlook| outlook.candidate(hashes.len())).collect();
         match self.policy {
             Policy::RoundRobin => {
                 self.turn += 1;
                 (self.turn - 1) % outlooks.len().max(1)
             }
-            Policy::LeastRequests => {
-                self.lowest(outlooks.iter().map(|outlook| float(outlook.requests)))
+            Policy::LeastRequests => self.fewest(outlooks),
+            Policy::Dynamo(prefill_load_scale) => {
+                let settings = Settings { prefill_load_scale, ..Settings::default() };
+                let formula = Formula::new(&settings, Phase::Aggregated, true, prompt);
+                self.lowest(formula.costs(&candidates).collect())
             }
-            Policy::Dynamo { prefill_scale } => {
-                self.lowest(outlooks.iter().map(|o| dynamo(tokens, hashes.len(), o, prefill_scale)))
+            Policy::ExpectedTime(parameters) => {
+                let block_size = prompt.block_size;
+                let costs = parameters.costs(prompt, &candidates, |it| {
+                    prompt.tokens.saturating_sub(it.held.device.saturating_mul(block_size))
+                });
+                self.lowest(costs)
             }
-            Policy::Text { threshold, apart, times } => {
-                self.text(hashes, outlooks, threshold, apart, times)
-            }
-            Policy::Time(weights) => {
-                let mean = outlooks.iter().map(|o| float(o.prefill_tokens)).sum::<f64>() / outlooks.len() as f64;
-                self.lowest(outlooks.iter().map(|o| time(tokens, o, &weights, mean)))
-            }
+            Policy::Text => self.text(hashes, outlooks),
+            Policy::Spill => self.spill(hashes, outlooks),
         }
     }
 
-    fn lowest(&mut self, costs: impl Iterator<Item = f64>) -> usize {
-        let mut best = (0, f64::INFINITY);
-        let mut ties = 0;
-        for (at, cost) in costs.enumerate() {
-            if cost < best.1 {
-                best = (at, cost);
-                ties = 1;
-            } else if cost <= best.1 {
-                ties += 1;
-                if self.numbers.below(ties) == 0 {
-                    best.0 = at;
-                }
-            }
-        }
-        best.0
+    fn lowest(&mut self, costs: Vec<f64>) -> usize {
+        lowest(costs.into_iter(), &mut self.random).unwrap_or(0)
     }
 
-    fn text(
-        &mut self,
-        hashes: &[EngineHash],
-        outlooks: &[Outlook],
-        threshold: f64,
-        apart: u64,
-        times: f64,
-    ) -> usize {
-        self.sizes.resize(outlooks.len(), 0);
+    fn fewest(&mut self, outlooks: &[Outlook]) -> usize {
+        self.lowest(outlooks.iter().map(|outlook| float(outlook.requests)).collect())
+    }
+
+    fn text(&mut self, hashes: &[EngineHash], outlooks: &[Outlook]) -> usize {
         let requests = || outlooks.iter().map(|outlook| outlook.requests);
         let (most, least) = (requests().max().unwrap_or(0), requests().min().unwrap_or(0));
-        let chosen = if most - least > apart && float(most) > times * float(least) {
-            self.lowest(outlooks.iter().map(|outlook| float(outlook.requests)))
-        } else {
-            let mut engines = u64::MAX;
-            let mut matched = 0_u64;
-            for hash in hashes {
-                let here = self.sent.get(hash).copied().unwrap_or(0) & engines;
-                if here == 0 {
-                    break;
-                }
-                engines = here;
-                matched += 1;
-            }
-            if float(matched) > threshold * float(hashes.len() as u64) {
-                usize::try_from(engines.trailing_zeros()).unwrap_or(0)
-            } else {
-                self.lowest(self.sizes.clone().into_iter().map(float))
-            }
+        self.sizes.resize(outlooks.len(), 0);
+        let chosen = match self.matching(hashes) {
+            _ if most - least > 64 && most * 2 > least * 3 => self.fewest(outlooks),
+            Some(engines) => usize::try_from(engines.trailing_zeros()).unwrap_or(0),
+            None => self.lowest(self.sizes.iter().map(|size| float(*size)).collect()),
         };
+        self.note(hashes, chosen);
+        chosen
+    }
+
+    fn spill(&mut self, hashes: &[EngineHash], outlooks: &[Outlook]) -> usize {
+        let all: u64 = outlooks.iter().map(|outlook| outlook.requests).sum();
+        let mean = float(all) / float(outlooks.len() as u64).max(1.0);
+        let matching = self.matching(hashes).unwrap_or(0);
+        let ours = outlooks.iter().enumerate().filter(|(at, _)| matching & (1 << at) != 0);
+        let chosen = match ours.min_by_key(|(_, outlook)| outlook.requests) {
+            Some((at, outlook)) if float(outlook.requests) <= (mean + 8.0).max(1.5 * mean) => at,
+            _ => self.fewest(outlooks),
+        };
+        self.note(hashes, chosen);
+        chosen
+    }
+
+    /// The engines to which most of the prompt was sent; `None` if that is less
+    /// than 30 %.
+    fn matching(&self, hashes: &[EngineHash]) -> Option<u64> {
+        let mut engines = u64::MAX;
+        let mut matched = 0;
+        for hash in hashes {
+            let here = self.sent.get(hash).copied().unwrap_or(0) & engines;
+            if here == 0 {
+                break;
+            }
+            engines = here;
+            matched += 1;
+        }
+        (matched * 10 > hashes.len() * 3).then_some(engines)
+    }
+
+    fn note(&mut self, hashes: &[EngineHash], chosen: usize) {
         for hash in hashes {
             let engines = self.sent.entry(*hash).or_default();
-            if *engines & (1 << chosen) == 0 {
-                *engines |= 1 << chosen;
-                if let Some(size) = self.sizes.get_mut(chosen) {
-                    *size += 1;
-                }
+            let new = *engines & (1 << chosen) == 0;
+            *engines |= 1 << chosen;
+            if let Some(size) = self.sizes.get_mut(chosen).filter(|_| new) {
+                *size += 1;
             }
         }
-        chosen
     }
 }
 
-fn dynamo(tokens: usize, blocks: usize, outlook: &Outlook, prefill_scale: f64) -> f64 {
-    let overlap = float(u64::from(outlook.overlap_blocks));
-    let raw = float(outlook.prefill_tokens + tokens as u64) / BLOCK_SIZE as f64;
-    let additional = blocks as u64 - u64::from(outlook.booked_overlap_blocks);
-    prefill_scale * (raw - overlap).max(0.0) + float(outlook.active_blocks + additional)
-}
-
-fn time(tokens: usize, o: &Outlook, w: &Weights, mean: f64) -> f64 {
-    let held = o.overlap_blocks.max(o.booked_overlap_blocks) as usize * BLOCK_SIZE;
-    let uncached = float(tokens.saturating_sub(held).max(1) as u64);
-    let isl = float(tokens as u64);
-    let (tau, kappa, sigma) = (70.0, 0.035, 30.0);
-    let r = float(o.requests);
-    let c = if w.same > 0.0 { r * isl } else { float(o.context_tokens) + r * w.output / 2.0 };
-    w.prefill * (w.queue * float(o.prefill_tokens) + uncached) * tau
-        + (w.work + w.crowd * mean / isl) * uncached * tau
-        + w.delay * r * uncached * tau
-        + w.decode * w.output * (sigma * r + kappa * c)
-        + w.others * r * w.output / 2.0 * (sigma + kappa * isl)
+impl Outlook {
+    fn candidate(&self, blocks: usize) -> Candidate {
+        Candidate {
+            held: Held { device: self.overlap_blocks, ..Held::default() },
+            prefill_tokens: self.prefill_tokens,
+            active_blocks: self.active_blocks,
+            additional_blocks: blocks as u64 - u64::from(self.booked_overlap_blocks),
+            requests: self.requests,
+            sharers: self.sharers,
+            ..Candidate::idle(WorkerSlot(0))
+        }
+    }
 }
 
 fn float(number: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
     let number = number as f64;
     number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hashes(from: u8, count: u8) -> Vec<EngineHash> {
+        (from..from + count).map(|byte| EngineHash([byte; 32])).collect()
+    }
+
+    /// Goal: what was sent somewhere draws what begins alike there, unless it is
+    /// too little, or too much is there already.
+    #[test]
+    fn text_draws_alike_prompts() {
+        for policy in [Policy::Text, Policy::Spill] {
+            let mut router = Router::new(policy);
+            let idle = [Outlook::default(); 3];
+            let first = router.choose(160, &hashes(1, 10), &idle);
+            let alike = [hashes(1, 4), hashes(50, 6)].concat();
+            assert_eq!(router.choose(160, &alike, &idle), first);
+            let mut busy = idle;
+            busy[first].requests = 100;
+            assert_ne!(router.choose(160, &hashes(1, 10), &busy), first);
+        }
+    }
+
+    #[test]
+    fn ours_follow_overlap_and_load() {
+        for policy in [Policy::Dynamo(1.0), Policy::all()[7].1] {
+            let mut router = Router::new(policy);
+            let warm = Outlook { overlap_blocks: 9, ..Outlook::default() };
+            let outlooks = [Outlook::default(), warm, Outlook::default()];
+            assert_eq!(router.choose(165, &hashes(1, 10), &outlooks), 1);
+            let queued = Outlook { prefill_tokens: 100_000, requests: 9, ..warm };
+            let outlooks = [Outlook::default(), queued];
+            assert_eq!(router.choose(165, &hashes(1, 10), &outlooks), 0);
+        }
+    }
 }

@@ -115,7 +115,8 @@ impl Running {
     /// Ends of the logs of all processes.
     #[must_use]
     pub fn logs(&self) -> String {
-        let logs = self.children.iter().map(|child| format!("{}: {}", child.name(), child.log_tail()));
+        let logs =
+            self.children.iter().map(|child| format!("{}: {}", child.name(), child.log_tail()));
         logs.collect::<Vec<_>>().join("\n")
     }
 
@@ -186,7 +187,8 @@ async fn warmpath(
         options.model_dir,
     );
     let workers: Vec<u16> = fleet.ports.iter().map(|ports| ports.http).collect();
-    let gateway = Gateway::start_with(options, Mode::Endpoint, &sources, &workers, settings, folder).await?;
+    let gateway =
+        Gateway::start_with(options, Mode::Endpoint, &sources, &workers, settings, folder).await?;
     Ok(Running { address: gateway.address(), children: Vec::new(), gateway: Some(gateway) })
 }
 
@@ -238,8 +240,7 @@ fn vllm(
         arguments.extend(["--kv-event-block-size".into(), BLOCK_SIZE.to_string()]);
         for ports in &fleet.ports {
             arguments.push("--kv-event-source".into());
-            arguments
-                .push(format!("http://{}=tcp://{}", local(ports.http), local(ports.events)));
+            arguments.push(format!("http://{}=tcp://{}", local(ports.http), local(ports.events)));
         }
     } else {
         arguments.extend(words(["--policy", "cache_aware"]));
@@ -250,11 +251,7 @@ fn vllm(
 }
 
 /// Dynamo's frontend, and a worker of its kind before each engine.
-async fn dynamo(
-    options: &Options,
-    fleet: &Fleet,
-    folder: &Path,
-) -> Result<Running, StackError> {
+async fn dynamo(options: &Options, fleet: &Fleet, folder: &Path) -> Result<Running, StackError> {
     let model = write_model(&options.model_dir, folder)?;
     let environment = [
         ("DYN_DISCOVERY_BACKEND", "file".to_owned()),

@@ -242,5 +242,5 @@ fn whole(number: f64) -> u64 {
     whole
 }
 
-
-
+#[cfg(test)]
+mod tests;

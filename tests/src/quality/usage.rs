@@ -36,6 +36,12 @@ impl Usage {
     }
 }
 
+/// Processors of the machine.
+#[must_use]
+pub fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1))
+}
+
 /// User and system time of a process.
 fn ticks(id: u32) -> u64 {
     let stat = read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
