@@ -100,6 +100,10 @@ fuzz: ## Fuzz every decoder for FUZZ_SECONDS (20) each: last line "N passed, N f
 bench-ingest: ## Block events a second from an engine's bytes to the feed, and the memory it takes
 	@cargo bench --locked -p warmpath-sidecar --bench ingest
 
+.PHONY: bench-quality
+bench-quality: module ## Routing quality against other routers: hits, time to first token, load (15 minutes)
+	@scripts/bench-quality.sh
+
 ##@ Else
 
 .PHONY: help

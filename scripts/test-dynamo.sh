@@ -27,14 +27,7 @@ namespace=(unshare --net)
 "${namespace[@]}" true 2>/dev/null || die 'no network namespace can be made here'
 
 python=$DYNAMO/bin/python
-if ! "$python" -c 'import dynamo.mocker, dynamo.frontend' 2>/dev/null; then
-  rm -rf "$DYNAMO"
-  python3 -m venv "$DYNAMO"
-  # Without its dependencies, most of which the mocker does not need: then those
-  # that it does.
-  "$DYNAMO/bin/pip" install --quiet --no-deps "${DYNAMO_PACKAGES[@]}"
-  "$DYNAMO/bin/pip" install --quiet "${DYNAMO_DEPENDENCIES[@]}"
-fi
+scripts/install-dynamo.sh
 
 inside='ip link set lo up && exec scripts/stack.sh dynamo --python "$0" "$@"'
 exec "${namespace[@]}" bash -c "$inside" "$python" "$@"

@@ -29,6 +29,10 @@ DYNAMO_PACKAGES=(ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1)
 # What its mocked worker and its frontend import.
 DYNAMO_DEPENDENCIES=(aiohttp kubernetes msgspec prometheus-client pydantic pyzmq redis tokenizers
   transformers uvloop zstandard)
+# Other routers, for `make bench-quality`.
+SGLANG_ROUTER_PACKAGE='sglang-router==0.3.2'
+SMG_PACKAGE='smg==1.13.0'
+VLLM_ROUTER_PACKAGE='vllm-router==0.1.17'
 RUST_MINOR_MIN=90
 
 # Tools that `make setup` put into the project come last: the user's own win.

@@ -266,6 +266,20 @@ impl Loads {
         (prompt.len() - active) as u64
     }
 
+    /// At least how many bookings of a worker share all of the blocks that any of
+    /// them shares with the prompt.
+    ///
+    /// # Cost
+    ///
+    /// As [`Self::additional_blocks`].
+    #[must_use]
+    pub fn sharers(&self, slot: WorkerSlot, prompt: &[SequenceHash]) -> u64 {
+        let Some(load) = self.slots.get(&slot) else { return 0 };
+        let active = prompt.partition_point(|hash| load.blocks.contains(*hash));
+        let last = active.checked_sub(1).and_then(|at| prompt.get(at));
+        last.map_or(0, |hash| load.blocks.branches(*hash))
+    }
+
     /// Whether a booking is there.
     #[must_use]
     pub fn contains(&self, id: BookingId) -> bool {

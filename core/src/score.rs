@@ -35,6 +35,8 @@
 //! 2. The trailing partial block is invisible to overlap and blocks, but its
 //!    tokens count in `isl`.
 
+pub mod expected_time;
+
 use crate::ids::WorkerSlot;
 use crate::settings::Settings;
 
@@ -90,6 +92,9 @@ pub struct Candidate {
     pub additional_blocks: u64,
     /// Running requests.
     pub requests: u64,
+    /// Of these, at least so many that share all of the blocks that any of them
+    /// shares with the prompt.
+    pub sharers: u64,
     /// Factor of the taints that the request prefers; 1 without.
     pub taint_factor: f64,
 }
@@ -106,6 +111,7 @@ impl Candidate {
             active_blocks: 0,
             additional_blocks: 0,
             requests: 0,
+            sharers: 0,
             taint_factor: 1.0,
         }
     }

@@ -21,6 +21,8 @@
 mod draft;
 mod wire;
 
+use crate::score::expected_time::ExpectedTime;
+
 pub use draft::{Draft, FIELDS, Field, Value, Wrong};
 
 /// Which formula chooses.
@@ -33,6 +35,8 @@ pub enum SelectionPolicy {
     /// Dynamo's port of SGLang's router (`dynamo-two-tier-cost-fn`): overlap
     /// unless the loads are far apart.
     TwoTier(TwoTier),
+    /// Our own: the time that a placement costs the request and those beside it.
+    ExpectedTime(ExpectedTime),
 }
 
 /// Thresholds of [`SelectionPolicy::TwoTier`].

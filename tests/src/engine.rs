@@ -17,12 +17,15 @@
 //! | `config` | flags of the binary |
 //! | `model` | tokenizer and chat template from a model directory |
 //! | `publisher` | ZMQ PUB and replay ROUTER, with fault switches |
-//! | `scheduler` | admission, prefill and decode time, load figures |
+//! | `batch` | continuous batching: steps, what is in them, how long they take; pure |
+//! | `segments` | tokens of texts that come again |
+//! | `scheduler` | drives the batch in real time; load figures |
 //! | `openai` | request and response shapes |
 //! | `http` | the server |
 //! | `metrics` | `/metrics` with vLLM's names |
 
 mod apis;
+pub mod batch;
 pub mod cache;
 pub mod config;
 pub mod events;
@@ -33,3 +36,4 @@ pub mod model;
 pub mod openai;
 pub mod publisher;
 pub mod scheduler;
+pub mod segments;

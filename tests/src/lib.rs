@@ -1,10 +1,11 @@
 //! Support library of the tests: the engine simulator, the local stack, the
-//! fleet that changes under load, the bookings run, several gateways, and the
-//! runs against real Dynamo.
+//! fleet that changes under load, the bookings run, several gateways, the runs
+//! against real Dynamo, and the comparison of routers.
 
 pub mod bookings;
 pub mod dynamo;
 pub mod engine;
 pub mod fleet;
+pub mod quality;
 pub mod replicas;
 pub mod stack;

@@ -94,6 +94,13 @@ impl Blocks {
         self.places.contains_key(&hash)
     }
 
+    /// Bookings that end in the edge of a block, and edges that go on from it,
+    /// each of one booking at least: so many at least hold the block.
+    pub(super) fn branches(&self, hash: SequenceHash) -> u64 {
+        let edge = self.places.get(&hash).and_then(|place| self.edge(place.edge));
+        edge.map_or(0, |edge| u64::from(edge.children) + u64::from(edge.ending))
+    }
+
     /// Number of hashes.
     #[cfg(all(test, not(target_arch = "wasm32")))]
     pub(super) fn listed(&self) -> usize {

@@ -23,6 +23,10 @@ fn a_shared_prefix_counts_once() {
     assert_eq!(loads.of(WorkerSlot(0)), load);
     assert_eq!(loads.additional_blocks(WorkerSlot(0), &hashes(&[1, 2, 7, 8])), 2);
     assert_eq!(loads.additional_blocks(WorkerSlot(1), &hashes(&[1, 2, 7, 8])), 4);
+    assert_eq!(loads.sharers(WorkerSlot(0), &hashes(&[1, 2, 7, 8])), 2);
+    assert_eq!(loads.sharers(WorkerSlot(0), &hashes(&[1, 2, 3, 8])), 1);
+    assert_eq!(loads.sharers(WorkerSlot(0), &hashes(&[7])), 0);
+    assert_eq!(loads.sharers(WorkerSlot(1), &hashes(&[1])), 0);
     loads.free(BookingId(1));
     let load = WorkerLoad { prefill_tokens: 20, active_blocks: 3, requests: 1 };
     assert_eq!(loads.of(WorkerSlot(0)), load);

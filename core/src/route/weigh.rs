@@ -6,6 +6,7 @@ use crate::choose::{Balance, Random, drawn, two_tier};
 use crate::overlap::Overlap;
 use crate::replica::Replica;
 use crate::roster::RosterWorker;
+use crate::score::expected_time::ExpectedTime;
 use crate::score::{Candidate, Formula, Held, Phase, PromptSize, taint_factor};
 use crate::settings::{ConditionalDisagg, ConditionalDisaggPolicy, SelectionPolicy, Settings};
 
@@ -76,10 +77,31 @@ impl Scale<'_> {
                 let blocks = prompt.tokens.div_ceil(prompt.block_size.max(1));
                 two_tier(&balance, blocks, &thresholds, random)?
             }
+            SelectionPolicy::ExpectedTime(parameters) => {
+                let costs: Vec<f64> = self.expected_times(&parameters, phase, &candidates);
+                drawn(&costs, self.settings.router_temperature, random)?
+            }
         };
         let worker = *workers.get(at)?;
         let held = if formula.uses_cache() { self.held(worker) } else { Held::default() };
         Some(Weighed { worker, held, prefill_tokens: formula.effective_tokens(held) })
+    }
+
+    fn expected_times(
+        &self,
+        parameters: &ExpectedTime,
+        phase: Phase,
+        candidates: &[Candidate],
+    ) -> Vec<f64> {
+        let said = self.prepared.demands.expected_output_tokens;
+        let output_tokens = said.map_or(parameters.output_tokens, f64::from);
+        let formula = self.formula(phase);
+        ExpectedTime { output_tokens, ..*parameters }.costs(self.prompt(), candidates, |it| {
+            match phase {
+                Phase::Decode => 0,
+                _ => formula.effective_tokens(it.held),
+            }
+        })
     }
 
     fn candidate(&self, worker: &RosterWorker, phase: Phase) -> Candidate {
@@ -94,6 +116,7 @@ impl Scale<'_> {
             active_blocks: load.active_blocks,
             additional_blocks: self.additional_blocks(worker, phase),
             requests: load.requests,
+            sharers: self.sharers(worker, phase),
             taint_factor: taint_factor(weights.map(|(_, weight)| *weight)),
         }
     }
@@ -112,6 +135,17 @@ impl Scale<'_> {
             Phase::Aggregated | Phase::Decode | Phase::ConditionalDecode => {
                 u64::from(self.prepared.blocks())
             }
+        }
+    }
+
+    /// Requests that the worker computes or answers with the prompt's leading
+    /// blocks; none where that does not count.
+    fn sharers(&self, worker: &RosterWorker, phase: Phase) -> u64 {
+        match self.policy(phase) {
+            SelectionPolicy::ExpectedTime(_) if phase == Phase::Aggregated => {
+                self.replica.loads().sharers(worker.slot, &self.prepared.hashes)
+            }
+            _ => 0,
         }
     }
 

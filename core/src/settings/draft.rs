@@ -7,6 +7,7 @@ use super::{
     AffinityMode, ApproximateCachePolicy, ConditionalDisagg, ConditionalDisaggPolicy,
     SelectionPolicy, SessionAffinity, Settings, TwoTier,
 };
+use crate::score::expected_time::ExpectedTime;
 
 /// Largest value of numbers that Dynamo leaves unbounded: products of a few of
 /// them stay finite.
@@ -204,12 +205,14 @@ macro_rules! optional_seconds {
 }
 
 /// Words of formulas. The first is a name for the second.
-const POLICIES: [&str; 3] = ["default", "dynamo-default-cost-fn", "dynamo-two-tier-cost-fn"];
+const POLICIES: [&str; 4] =
+    ["default", "dynamo-default-cost-fn", "dynamo-two-tier-cost-fn", "expected-time"];
 
 fn policy_at(policy: SelectionPolicy) -> usize {
     match policy {
         SelectionPolicy::DynamoDefault => 1,
         SelectionPolicy::TwoTier(_) => 2,
+        SelectionPolicy::ExpectedTime(_) => 3,
     }
 }
 
@@ -218,6 +221,10 @@ fn policy_of(at: usize, before: Option<SelectionPolicy>) -> SelectionPolicy {
     match (at, before) {
         (2, Some(SelectionPolicy::TwoTier(thresholds))) => SelectionPolicy::TwoTier(thresholds),
         (2, _) => SelectionPolicy::TwoTier(TwoTier::default()),
+        (3, Some(SelectionPolicy::ExpectedTime(parameters))) => {
+            SelectionPolicy::ExpectedTime(parameters)
+        }
+        (3, _) => SelectionPolicy::ExpectedTime(ExpectedTime::default()),
         _ => SelectionPolicy::DynamoDefault,
     }
 }
@@ -609,9 +616,12 @@ impl Draft {
         let policies = [Some(selection_policy), prefill_policy, decode_policy];
         let names = ["worker_selection_policy", "router_prefill_policy", "router_decode_policy"];
         for (field, policy) in names.into_iter().zip(policies) {
-            if let Some(SelectionPolicy::TwoTier(thresholds)) = policy
-                && let Err(why) = thresholds.check()
-            {
+            let checked = match policy {
+                Some(SelectionPolicy::TwoTier(thresholds)) => thresholds.check(),
+                Some(SelectionPolicy::ExpectedTime(parameters)) => parameters.check(),
+                Some(SelectionPolicy::DynamoDefault) | None => Ok(()),
+            };
+            if let Err(why) = checked {
                 wrong.push(Wrong { field, why: why.to_owned() });
             }
         }

@@ -14,6 +14,7 @@ use super::{
     Settings, TwoTier,
 };
 use crate::limits::CARD_MODELS_MAX;
+use crate::score::expected_time::ExpectedTime;
 use crate::wire::{Reader, WireError, Writer};
 
 impl RouterSettings {
@@ -217,6 +218,16 @@ fn write_policy(writer: &mut Writer, policy: SelectionPolicy) {
             writer.u64(thresholds.balance_abs_threshold);
             write_number(writer, thresholds.balance_rel_threshold);
         }
+        SelectionPolicy::ExpectedTime(parameters) => {
+            writer.u8(2);
+            write_number(writer, parameters.prefill_us);
+            write_number(writer, parameters.request_us);
+            write_number(writer, parameters.context_us);
+            write_number(writer, parameters.output_tokens);
+            write_number(writer, parameters.answer_weight);
+            write_number(writer, parameters.followers);
+            write_number(writer, parameters.followers_per_waiting);
+        }
     }
 }
 
@@ -227,6 +238,15 @@ fn read_policy(reader: &mut Reader<'_>) -> Result<SelectionPolicy, WireError> {
             cache_threshold: read_number(reader)?,
             balance_abs_threshold: reader.u64()?,
             balance_rel_threshold: read_number(reader)?,
+        })),
+        2 => Ok(SelectionPolicy::ExpectedTime(ExpectedTime {
+            prefill_us: read_number(reader)?,
+            request_us: read_number(reader)?,
+            context_us: read_number(reader)?,
+            output_tokens: read_number(reader)?,
+            answer_weight: read_number(reader)?,
+            followers: read_number(reader)?,
+            followers_per_waiting: read_number(reader)?,
         })),
         _ => Err(WireError::UnknownCase),
     }

@@ -263,6 +263,7 @@ impl State {
                 active_blocks: rank.active_blocks,
                 additional_blocks: rank.additional_blocks,
                 requests: rank.requests,
+                sharers: 0,
                 taint_factor: self.factor(&self.instances[&rank.worker.worker_id].taints),
             })
             .collect()

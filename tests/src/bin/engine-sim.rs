@@ -7,6 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use axum::serve::ListenerExt;
 use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::engine::config::{ConfigError, EngineConfig};
 use warmpath_tests::engine::events::EventForm;
@@ -57,6 +58,11 @@ async fn serve(config: EngineConfig) -> Result<(), Box<dyn std::error::Error>> {
     let engine = Arc::new(Engine::new(model, publisher, &config));
     let mut terminate = signal(SignalKind::terminate())?;
     writeln!(std::io::stdout(), "{ready}")?;
+    // A token must not wait for the acknowledgement of the one before.
+    let listener = listener.tap_io(|connection| {
+        // If it cannot be set, tokens come a little later.
+        let _set = connection.set_nodelay(true);
+    });
     let server = axum::serve(listener, router(engine, config));
     // Streams in flight are cut, as when a real engine is stopped hard.
     tokio::select! {

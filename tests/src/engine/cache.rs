@@ -360,6 +360,16 @@ impl PrefixCache {
     }
 }
 
+/// Names of a prompt's complete blocks, in order.
+#[must_use]
+pub fn block_hashes(prompt: &[u32], block_size: usize, keys: &CacheKeys) -> Vec<EngineHash> {
+    let mut hashes = Vec::with_capacity(prompt.len() / block_size.max(1));
+    for tokens in prompt.chunks_exact(block_size.max(1)) {
+        hashes.push(block_hash(hashes.last(), tokens, keys));
+    }
+    hashes
+}
+
 /// Names a block: SHA-256 over its parent's name, its tokens as u32 little
 /// endian, the adapter, and, in a first block, the salt. Lengths are hashed
 /// too, so that no two inputs run into each other.

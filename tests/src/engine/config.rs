@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::batch::Timing;
 use super::events::{EventForm, HashForm};
 use super::limits::CACHE_BLOCKS_MAX;
 
@@ -23,24 +24,16 @@ engine-sim: an OpenAI-compatible server with vLLM's prefix cache and KV events
   --dp-rank N                rank named in event batches         [0]
   --block-size N             tokens per block                    [16]
   --blocks N                 blocks of the cache                 [1200]
-  --max-running N            requests decoded at once            [256]
+  --max-running N            requests computed at once           [256]
+  --max-step-tokens N        tokens computed in one step         [8192]
   --max-model-len N          longest prompt plus answer, tokens  [131072]
   --prefill-us-per-token N   per uncached prompt token           [100]
-  --decode-us-per-token N    per token of a lone request         [2000]
-  --decode-contention N      slower by N % per further request   [5]
+  --decode-us-per-token N    per step: a token of each request   [2000]
+  --sequence-us N            per request in a step               [100]
+  --context-ns N             per token that a step attends to    [0]
+  --speedup N                times faster than all of these      [1]
+  --stream-interval N        tokens of an answer sent together   [1]
 ";
-
-/// How long the simulated work takes. The only part of the simulator's
-/// behaviour that does not follow from the requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// Prefill, in microseconds per uncached prompt token.
-    pub prefill_us_per_token: u64,
-    /// Decode of a lone request, in microseconds per token.
-    pub decode_us_per_token: u64,
-    /// How much slower decode is per further running request, in percent.
-    pub decode_contention_percent: u64,
-}
 
 /// All flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,11 +66,16 @@ pub struct EngineConfig {
     pub block_size: u32,
     /// Blocks of the cache.
     pub blocks: usize,
-    /// Requests decoded at once.
+    /// Requests computed at once.
     pub running_max: usize,
+    /// Tokens computed in one step.
+    pub step_tokens_max: usize,
+    /// Tokens of an answer that are sent together, but for its first.
+    pub stream_interval: usize,
     /// Longest prompt plus answer, in tokens.
     pub model_tokens_max: usize,
-    /// How long work takes.
+    /// How long work takes. The only part of the simulator's behaviour that does
+    /// not follow from the requests.
     pub timing: Timing,
 }
 
@@ -128,11 +126,15 @@ impl Default for EngineConfig {
             block_size: 16,
             blocks: 1200,
             running_max: 256,
+            step_tokens_max: 8192,
+            stream_interval: 1,
             model_tokens_max: 131_072,
             timing: Timing {
+                step_us: 2_000,
                 prefill_us_per_token: 100,
-                decode_us_per_token: 2_000,
-                decode_contention_percent: 5,
+                sequence_us: 100,
+                context_ns_per_token: 0,
+                speedup: 1,
             },
         }
     }
@@ -192,16 +194,20 @@ impl EngineConfig {
             "--block-size" => self.block_size = number(flag, &value, 1, 4096)?,
             "--blocks" => self.blocks = number(flag, &value, 1, CACHE_BLOCKS_MAX)?,
             "--max-running" => self.running_max = number(flag, &value, 1, 65_536)?,
+            "--max-step-tokens" => self.step_tokens_max = number(flag, &value, 1, 1 << 24)?,
+            "--stream-interval" => self.stream_interval = number(flag, &value, 1, 4096)?,
             "--max-model-len" => self.model_tokens_max = number(flag, &value, 1, 1 << 24)?,
             "--prefill-us-per-token" => {
                 self.timing.prefill_us_per_token = number(flag, &value, 0, 1_000_000)?;
             }
             "--decode-us-per-token" => {
-                self.timing.decode_us_per_token = number(flag, &value, 0, 10_000_000)?;
+                self.timing.step_us = number(flag, &value, 0, 10_000_000)?;
             }
-            "--decode-contention" => {
-                self.timing.decode_contention_percent = number(flag, &value, 0, 10_000)?;
+            "--sequence-us" => self.timing.sequence_us = number(flag, &value, 0, 1_000_000)?,
+            "--context-ns" => {
+                self.timing.context_ns_per_token = number(flag, &value, 0, 1_000_000)?;
             }
+            "--speedup" => self.timing.speedup = number(flag, &value, 1, 1_000_000)?,
             _ => return Err(ConfigError::UnknownFlag(flag.into())),
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `POST /v1/chat/completions`, `/v1/completions` | answers, streamed or whole |
 //! | `POST /v1/responses`, `/v1/embeddings`, `/v1/messages` | the same answer always |
+//! | `POST /v1/chat/completions/render` | the prompt's tokens, as vLLM's |
 //! | `GET /v1/models`, `/health`, `/metrics`, `/kv_event_sources` | as vLLM |
 //! | `GET /control/state` | position of the event stream and the cache |
 //! | `POST /control/events?drop_every=N&pause=BOOL` | event faults |
@@ -54,6 +55,7 @@ pub fn router(engine: Arc<Engine>, config: EngineConfig) -> Router {
     let server = Arc::new(Server { engine, config, answers: AtomicU64::new(0) });
     Router::new()
         .route("/v1/chat/completions", post(chat))
+        .route("/v1/chat/completions/render", post(render))
         .route("/v1/completions", post(completion))
         .merge(apis::routes())
         .route("/v1/models", get(models))
@@ -156,6 +158,18 @@ async fn chat(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response
     server.answer(Shape::Chat, &request.common, keys, vec![tokens]).await
 }
 
+/// Tokens of a chat, without an answer.
+async fn render(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response, Refusal> {
+    let request: ChatRequest = parse(&body)?;
+    let context =
+        request.context().ok_or(Refusal::bad("a message must be an object with a role"))?;
+    let engine = Arc::clone(&server.engine);
+    let tokens = off_thread(body.len(), move || engine.model.chat_tokens(&context)).await?;
+    let number = server.answers.fetch_add(1, Ordering::Relaxed);
+    let rendered = json!({"request_id": format!("chatcmpl-{number}"), "token_ids": tokens});
+    Ok(json_response(StatusCode::OK, &rendered))
+}
+
 async fn completion(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response, Refusal> {
     let request: CompletionRequest = parse(&body)?;
     let keys = server.keys(&request.common)?;
@@ -231,7 +245,8 @@ impl Server {
             started.push((tokens, pieces));
         }
         let number = self.answers.fetch_add(1, Ordering::Relaxed);
-        let writer = Writer { shape, model: request.model.clone(), number };
+        let token_ids = request.return_token_ids == Some(true);
+        let writer = Writer { shape, model: request.model.clone(), number, token_ids };
         if request.stream == Some(true) {
             Ok(stream(writer, request.include_usage(), started))
         } else {
@@ -248,6 +263,8 @@ struct Writer {
     shape: Shape,
     model: String,
     number: u64,
+    /// Whether a completion's pieces carry their tokens.
+    token_ids: bool,
 }
 
 impl Writer {
@@ -267,7 +284,7 @@ impl Writer {
         }
     }
 
-    fn delta(&self, index: usize, text: &str, finish: Option<&str>) -> Value {
+    fn delta(&self, index: usize, text: &str, tokens: &[u32], finish: Option<&str>) -> Value {
         let choice = match self.shape {
             Shape::Chat if finish.is_some() => {
                 json!({"index": index, "delta": {}, "finish_reason": finish})
@@ -275,6 +292,9 @@ impl Writer {
             Shape::Chat => {
                 json!({"index": index, "delta": {"content": text}, "finish_reason": null})
             }
+            Shape::Completion if self.token_ids => json!({
+                "index": index, "text": text, "token_ids": tokens, "finish_reason": finish,
+            }),
             Shape::Completion => json!({"index": index, "text": text, "finish_reason": finish}),
         };
         self.envelope(true, json!([choice]), None)
@@ -300,9 +320,9 @@ async fn whole(writer: &Writer, started: Started) -> Response {
         while let Some(piece) = pieces.recv().await {
             match piece {
                 Piece::Started { cached_tokens } => cached = cached_tokens,
-                Piece::Word(word) => {
-                    text.push_str(&word.text);
-                    words += 1;
+                Piece::Words(more) => {
+                    words += more.len();
+                    text.extend(more.into_iter().map(|word| word.text));
                 }
                 Piece::Finished => complete = true,
             }
@@ -328,11 +348,13 @@ fn stream(writer: Writer, include_usage: bool, started: Started) -> Response {
                         cached = cached_tokens;
                         continue;
                     }
-                    Piece::Word(word) => {
-                        words += 1;
-                        writer.delta(index, &word.text, None)
+                    Piece::Words(more) => {
+                        words += more.len();
+                        let text: String = more.iter().map(|word| word.text.as_str()).collect();
+                        let tokens: Vec<u32> = more.iter().map(|word| word.token).collect();
+                        writer.delta(index, &text, &tokens, None)
                     }
-                    Piece::Finished => writer.delta(index, "", Some("length")),
+                    Piece::Finished => writer.delta(index, "", &[], Some("length")),
                 };
                 if sender.send(event(&message.to_string())).await.is_err() {
                     return;
@@ -405,6 +427,11 @@ async fn control_state(State(server): State<Arc<Server>>) -> Response {
         "prefix_queries": figures.prefix_queries,
         "prefix_hits": figures.prefix_hits,
         "finished": figures.finished,
+        "generation_tokens": figures.generation_tokens,
+        "steps": figures.steps,
+        "busy_ms": figures.busy_ms,
+        "request_ms": figures.request_ms,
+        "late_ms": figures.late_ms,
         "token_data_equal": figures.token_data_equal,
         "token_data_different": figures.token_data_different,
     });

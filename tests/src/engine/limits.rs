@@ -1,5 +1,7 @@
 //! Every upper bound of the engine simulator, with its unit and its reason.
 
+use std::time::Duration;
+
 /// Longest request body, in bytes. Real engines have no bound of their own;
 /// this one is above anything the gateway buffers.
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -37,3 +39,18 @@ pub const REPLAY_SEND_MS_MAX: u64 = 2_000;
 /// work. Longer ones go to a thread of their own, so that health checks and
 /// streams do not wait for them.
 pub const INLINE_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Free places in a client's queue, in pieces, below which it gets no further
+/// token: one step may send three.
+pub const LAG_PIECES: usize = 4;
+
+/// Time between two looks at clients when none of them reads.
+pub const LAG_POLL: Duration = Duration::from_millis(1);
+
+/// How late a step may end and still be made up for. Beyond it the machine is
+/// too slow for the engine, and catching up would only burst.
+pub const BEHIND_MAX: Duration = Duration::from_millis(50);
+
+/// Texts whose tokens are remembered, in texts; then all are forgotten. At some
+/// hundred tokens each, 40 MB.
+pub const SEGMENTS_MAX: usize = 65_536;

@@ -19,6 +19,8 @@ use serde::Deserialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use tokenizers::Tokenizer;
 
+use super::segments::Segments;
+
 /// Words to answer with, at most. More would not make answers any better.
 const WORDS_MAX: usize = 512;
 
@@ -121,6 +123,8 @@ pub struct Model {
     openers: Vec<Word>,
     /// Words that go on: one space in front.
     words: Vec<Word>,
+    /// Remembers what was tokenized, if the tokenizer lets it.
+    segments: Option<Segments>,
 }
 
 impl Model {
@@ -158,6 +162,7 @@ impl Model {
             return Err(ModelError::NoWords);
         }
         Ok(Self {
+            segments: Segments::of(&tokenizer),
             bos_token: token(&config.bos_token),
             eos_token: token(&config.eos_token),
             tokenizer,
@@ -214,13 +219,26 @@ impl Model {
     /// Equal inputs give equal words.
     #[must_use]
     pub fn word(&self, seed: u64, place: usize) -> Word {
+        let word = self.find_word(seed, place);
+        word.cloned().unwrap_or_else(|| Word { token: 0, text: String::new() })
+    }
+
+    /// The token of [`Self::word`].
+    #[must_use]
+    pub fn token(&self, seed: u64, place: usize) -> u32 {
+        self.find_word(seed, place).map_or(0, |word| word.token)
+    }
+
+    fn find_word(&self, seed: u64, place: usize) -> Option<&Word> {
         let list = if place == 0 { &self.openers } else { &self.words };
         let mixed = mix(seed.wrapping_add(place as u64));
-        let index = usize::try_from(mixed % list.len().max(1) as u64).unwrap_or(0);
-        list.get(index).cloned().unwrap_or_else(|| Word { token: 0, text: String::new() })
+        list.get(usize::try_from(mixed % list.len().max(1) as u64).unwrap_or(0))
     }
 
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, PromptError> {
+        if let (false, Some(segments)) = (special, &self.segments) {
+            return segments.encode(&self.tokenizer, text);
+        }
         let encoding =
             self.tokenizer.encode_fast(text, special).map_err(|_| PromptError::Tokenizer)?;
         Ok(encoding.get_ids().to_vec())

@@ -31,6 +31,9 @@ pub struct Common {
     /// Separates the request's cache from others'.
     #[serde(default)]
     pub cache_salt: Option<String>,
+    /// Whether a completion's pieces carry their tokens, as vLLM's do then.
+    #[serde(default)]
+    pub return_token_ids: Option<bool>,
     /// Dynamo's extension; only its tokens are looked at.
     #[serde(default)]
     pub nvext: Option<Nvext>,

@@ -1,43 +1,33 @@
-//! Scheduler: admission, prefill, decode, and the figures an engine reports.
+//! Scheduler: drives the batch in real time, and the figures an engine reports.
 //!
-//! Requests are served first come, first served. One prefill runs at a time and
-//! takes time in proportion to the tokens that were not cached; decodes run
-//! together and slow each other down. Cache changes are published the moment a
-//! request is scheduled, as vLLM does, that is before its prefill's time is
-//! over.
+//! What a step computes and how long it takes is `batch`'s; this waits for its end
+//! and sends what came of it. Cache changes are published the moment a request is
+//! scheduled, as vLLM does, that is before its prefill's time is over.
 //!
 //! # Invariants
 //!
 //! 1. The position of the event stream and the cache change under one lock, so
 //!    a reader of both never sees one without the other.
-//! 2. A request's blocks are given back exactly once, also when its client goes
-//!    away or the answer fails.
-//! 3. Before an answer's end is visible to the client, all its events are
+//! 2. Before an answer's end is visible to the client, all its events are
 //!    numbered and its blocks are free.
+//! 3. A step begins when the one before should have ended: a late timer makes no
+//!    engine slower, unless the machine is so late that it shows in `late_ms`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::cache::{AdmitError, CacheKeys, PrefixCache, Sequence};
-use super::config::{EngineConfig, Timing};
+pub use super::batch::Generation;
+use super::batch::{Batch, Bounds, Client, Emission, Plan};
+use super::cache::PrefixCache;
+use super::config::EngineConfig;
 use super::events::{EventFormat, encode_batch};
-use super::limits::{OUTPUT_QUEUE_PIECES, WAITING_REQUESTS_MAX};
-use super::model::{Model, Word, answer_seed};
+use super::limits::{BEHIND_MAX, LAG_PIECES, LAG_POLL, OUTPUT_QUEUE_PIECES, WAITING_REQUESTS_MAX};
+use super::model::{Model, Word};
 use super::publisher::Publisher;
-
-/// One prompt to answer.
-#[derive(Clone, Debug)]
-pub struct Generation {
-    /// Prompt tokens, at least one.
-    pub prompt: Vec<u32>,
-    /// Tokens to generate, at least one.
-    pub output_tokens: usize,
-    /// What separates its cache.
-    pub keys: CacheKeys,
-}
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +37,8 @@ pub enum Piece {
         /// Its tokens that were cached.
         cached_tokens: usize,
     },
-    /// A token.
-    Word(Word),
+    /// The next tokens, at least one.
+    Words(Vec<Word>),
     /// The end; nothing follows.
     Finished,
 }
@@ -87,6 +77,14 @@ pub struct Figures {
     pub token_data_equal: u64,
     /// Prompts whose tokens, as sent by a gateway, differ from the engine's.
     pub token_data_different: u64,
+    /// Steps.
+    pub steps: u64,
+    /// Time in steps, in milliseconds.
+    pub busy_ms: u64,
+    /// The same, times the requests that ran or waited.
+    pub request_ms: u64,
+    /// Longest time by which a step ended late, in milliseconds.
+    pub late_ms: u64,
 }
 
 /// State of the cache and of its stream at one moment.
@@ -104,7 +102,14 @@ pub struct Position {
 
 struct State {
     cache: PrefixCache,
-    figures: Figures,
+    batch: Batch<mpsc::Sender<Piece>>,
+    /// Whether a task drives the batch.
+    driven: bool,
+    rejected: u64,
+    token_data_equal: u64,
+    token_data_different: u64,
+    /// Longest time by which a step ended late.
+    late: Duration,
 }
 
 /// One engine.
@@ -114,12 +119,6 @@ pub struct Engine {
     /// The stream of events.
     pub publisher: Publisher,
     state: Mutex<State>,
-    /// Held from admission to the end of prefill; hands over in order.
-    turn: AsyncMutex<()>,
-    /// Told whenever a request has finished.
-    freed: Notify,
-    timing: Timing,
-    running_max: usize,
     model_tokens_max: usize,
     format: EventFormat,
 }
@@ -129,17 +128,23 @@ impl Engine {
     #[must_use]
     pub fn new(model: Model, publisher: Publisher, config: &EngineConfig) -> Self {
         let block_size = usize::try_from(config.block_size).unwrap_or(usize::MAX);
+        let bounds = Bounds {
+            step_tokens_max: config.step_tokens_max,
+            running_max: config.running_max,
+            stream_interval: config.stream_interval,
+        };
         Self {
             model,
             publisher,
             state: Mutex::new(State {
                 cache: PrefixCache::new(block_size, config.blocks),
-                figures: Figures::default(),
+                batch: Batch::new(config.timing, bounds),
+                driven: false,
+                rejected: 0,
+                token_data_equal: 0,
+                token_data_different: 0,
+                late: Duration::ZERO,
             }),
-            turn: AsyncMutex::new(()),
-            freed: Notify::new(),
-            timing: config.timing,
-            running_max: config.running_max,
             model_tokens_max: config.model_tokens_max,
             format: EventFormat {
                 form: config.events_form,
@@ -161,28 +166,45 @@ impl Engine {
         generation: Generation,
     ) -> Result<mpsc::Receiver<Piece>, RejectError> {
         let tokens = generation.prompt.len().saturating_add(generation.output_tokens);
-        {
-            let mut state = self.lock();
-            let cache_tokens = state.cache.blocks_total() * state.cache.block_size();
-            if tokens > self.model_tokens_max || tokens - 1 > cache_tokens {
-                return Err(RejectError::TooLong);
-            }
-            if state.figures.waiting >= WAITING_REQUESTS_MAX {
-                state.figures.rejected += 1;
-                return Err(RejectError::Busy);
-            }
-            state.figures.waiting += 1;
+        let mut state = self.lock();
+        let cache_tokens = state.cache.blocks_total() * state.cache.block_size();
+        if tokens > self.model_tokens_max || tokens - 1 > cache_tokens {
+            return Err(RejectError::TooLong);
+        }
+        if state.batch.waiting() >= WAITING_REQUESTS_MAX {
+            state.rejected += 1;
+            return Err(RejectError::Busy);
         }
         let (sender, receiver) = mpsc::channel(OUTPUT_QUEUE_PIECES);
-        let waiting = Waiting { engine: Arc::clone(self) };
-        tokio::spawn(answer(waiting, generation, sender));
+        state.batch.add(sender, generation);
+        if !std::mem::replace(&mut state.driven, true) {
+            tokio::spawn(drive(Arc::clone(self)));
+        }
         Ok(receiver)
     }
 
     /// Counters and gauges.
     #[must_use]
     pub fn figures(&self) -> Figures {
-        self.lock().figures
+        let state = self.lock();
+        let counts = state.batch.counts();
+        Figures {
+            running: state.batch.running(),
+            waiting: state.batch.waiting(),
+            prefix_queries: counts.prompt_tokens,
+            prefix_hits: counts.cached_tokens,
+            prompt_tokens: counts.prompt_tokens,
+            generation_tokens: counts.generated_tokens,
+            finished: counts.finished,
+            aborted: counts.aborted,
+            rejected: state.rejected,
+            token_data_equal: state.token_data_equal,
+            token_data_different: state.token_data_different,
+            steps: counts.steps,
+            busy_ms: counts.busy_ns / 1_000_000,
+            request_ms: counts.request_ns / 1_000_000,
+            late_ms: u64::try_from(state.late.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 
     /// Cache and stream at one moment.
@@ -205,11 +227,11 @@ impl Engine {
 
     /// Notes whether tokens that a gateway sent equal the engine's own.
     pub fn note_token_data(&self, equal: bool) {
-        let figures = &mut self.lock().figures;
+        let mut state = self.lock();
         if equal {
-            figures.token_data_equal += 1;
+            state.token_data_equal += 1;
         } else {
-            figures.token_data_different += 1;
+            state.token_data_different += 1;
         }
     }
 
@@ -241,138 +263,73 @@ impl Engine {
         self.publisher.publish(encode_batch(since_epoch.as_secs_f64(), &events, &self.format));
     }
 
-    /// Admits a prompt or says why not yet.
-    fn admit(&self, generation: &Generation) -> Result<Sequence, AdmitError> {
+    /// Plans a step. `Idle` ends the task that drives the batch.
+    fn plan(&self) -> Plan {
         let mut state = self.lock();
-        if state.figures.running >= self.running_max {
-            return Err(AdmitError::Full);
-        }
-        let keys = generation.keys.clone();
-        let sequence = state.cache.admit(&generation.prompt, generation.output_tokens, keys)?;
+        let State { cache, batch, .. } = &mut *state;
+        let plan = batch.plan(cache, |client| match client {
+            client if client.is_closed() => Client::Gone,
+            client if client.capacity() < LAG_PIECES => Client::Lags,
+            _ => Client::Reads,
+        });
         self.publish(&mut state);
-        let figures = &mut state.figures;
-        figures.running += 1;
-        figures.prefix_queries += generation.prompt.len() as u64;
-        figures.prompt_tokens += generation.prompt.len() as u64;
-        figures.prefix_hits += sequence.cached_tokens() as u64;
-        Ok(sequence)
+        if plan == Plan::Idle {
+            state.driven = false;
+        }
+        plan
     }
 
-    /// Enters a generated token into the cache.
-    fn feed_back(&self, sequence: Option<&mut Sequence>, token: u32) {
+    /// Ends a step: publishes, then tells the clients.
+    fn complete(&self, late: Duration) {
         let mut state = self.lock();
-        if let Some(sequence) = sequence {
-            state.cache.extend(sequence, token);
-        }
+        state.late = state.late.max(late);
+        let State { cache, batch, .. } = &mut *state;
+        let out = batch.complete(cache, |seed, place| self.model.token(seed, place));
         self.publish(&mut state);
-    }
-
-    /// Time from one token of an answer to the next.
-    fn decode_step(&self) -> Duration {
-        let others = self.lock().figures.running.saturating_sub(1) as u64;
-        let percent = 100 + self.timing.decode_contention_percent.saturating_mul(others);
-        Duration::from_micros(self.timing.decode_us_per_token.saturating_mul(percent) / 100)
-    }
-}
-
-/// A request that counts as waiting until dropped.
-struct Waiting {
-    engine: Arc<Engine>,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.engine.lock().figures.waiting -= 1;
-    }
-}
-
-/// A request that holds blocks until dropped.
-struct Running {
-    engine: Arc<Engine>,
-    sequence: Option<Sequence>,
-    complete: bool,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let mut state = self.engine.lock();
-        if let Some(sequence) = self.sequence.take() {
-            state.cache.finish(sequence);
-        }
-        state.figures.running -= 1;
-        if self.complete {
-            state.figures.finished += 1;
-        } else {
-            state.figures.aborted += 1;
-        }
         drop(state);
-        self.engine.freed.notify_waiters();
+        for emission in out {
+            self.send(&emission);
+        }
+    }
+
+    /// A client that went away is noticed by the next plan.
+    fn send(&self, emission: &Emission<mpsc::Sender<Piece>>) {
+        let Emission { tag, seed, first, count, cached_tokens, last } = emission;
+        if *first == 0 {
+            let _sent = tag.try_send(Piece::Started { cached_tokens: *cached_tokens });
+        }
+        let places = *first..first + count;
+        let words = places.map(|place| self.model.word(*seed, place)).collect();
+        let _sent = tag.try_send(Piece::Words(words));
+        if *last {
+            let _sent = tag.try_send(Piece::Finished);
+        }
     }
 }
 
-/// One request's life.
-async fn answer(waiting: Waiting, generation: Generation, sender: mpsc::Sender<Piece>) {
-    let engine = Arc::clone(&waiting.engine);
-    let turn = tokio::select! {
-        turn = engine.turn.lock() => turn,
-        () = sender.closed() => return,
-    };
-    let Some(mut running) = wait_for_room(&engine, &generation, &sender).await else {
-        return;
-    };
-    drop(waiting);
-    let cached_tokens = running.sequence.as_ref().map_or(0, Sequence::cached_tokens);
-    let uncached = generation.prompt.len().saturating_sub(cached_tokens) as u64;
-    sleep(Duration::from_micros(uncached.saturating_mul(engine.timing.prefill_us_per_token))).await;
-    drop(turn);
-
-    if sender.send(Piece::Started { cached_tokens }).await.is_err() {
-        return;
-    }
-    let seed = answer_seed(&generation.prompt);
+/// Steps until there is nothing left to do.
+async fn drive(engine: Arc<Engine>) {
     let mut due = Instant::now();
-    let mut fed_back = None;
-    for place in 0..generation.output_tokens {
-        if let Some(token) = fed_back {
-            engine.feed_back(running.sequence.as_mut(), token);
-            due += engine.decode_step();
-            sleep_until(due).await;
-        }
-        let word = engine.model.word(seed, place);
-        fed_back = Some(word.token);
-        engine.lock().figures.generation_tokens += 1;
-        if sender.send(Piece::Word(word)).await.is_err() {
-            return;
-        }
-    }
-    running.complete = true;
-    drop(running);
-    // Nobody to tell is no failure: the answer was complete.
-    let _told = sender.send(Piece::Finished).await;
-}
-
-/// Waits at the head of the line until the prompt fits. `None` if the client
-/// went away, or if the prompt can never fit (which `start` has ruled out).
-async fn wait_for_room(
-    engine: &Arc<Engine>,
-    generation: &Generation,
-    sender: &mpsc::Sender<Piece>,
-) -> Option<Running> {
     loop {
-        // Registered before looking, so that no finish in between is missed.
-        let freed = engine.freed.notified();
-        tokio::pin!(freed);
-        freed.as_mut().enable();
-        match engine.admit(generation) {
-            Ok(sequence) => {
-                let engine = Arc::clone(engine);
-                return Some(Running { engine, sequence: Some(sequence), complete: false });
+        match engine.plan() {
+            Plan::Idle => return,
+            Plan::Stalled => {
+                sleep(LAG_POLL).await;
+                due = Instant::now();
             }
-            Err(AdmitError::TooLong) => return None,
-            Err(AdmitError::Full) => tokio::select! {
-                () = freed => {}
-                () = sender.closed() => return None,
-            },
+            Plan::Step(nanoseconds) => {
+                due += Duration::from_nanos(nanoseconds);
+                // Even if it is over: readers must get their turn.
+                yield_now().await;
+                if Instant::now() < due {
+                    sleep_until(due).await;
+                }
+                let late = Instant::now().saturating_duration_since(due);
+                engine.complete(late);
+                if late > BEHIND_MAX {
+                    due = Instant::now();
+                }
+            }
         }
     }
 }

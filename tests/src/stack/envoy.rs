@@ -6,6 +6,9 @@ use super::child::Child;
 use super::launch::{StackError, fill, wait_until_ok};
 use super::options::Options;
 
+/// Places for workers in the templates.
+const PLACES: usize = 3;
+
 /// One Envoy to be started.
 #[derive(Clone, Copy, Debug)]
 pub struct Bootstrap<'a> {
@@ -19,8 +22,11 @@ pub struct Bootstrap<'a> {
     pub admin: u16,
     /// Port of the sidecar's feed.
     pub feed: u16,
-    /// Ports of the workers; used in turn for the places that the template has.
+    /// Ports of the workers; used in turn for the places that the template has,
+    /// which gets a place for each if they are more.
     pub workers: &'a [u16],
+    /// The plugin's `router` setting, as JSON; nothing if empty.
+    pub router: &'a str,
 }
 
 /// Starts an Envoy and waits until it is ready.
@@ -33,18 +39,22 @@ pub async fn start(
     bootstrap: &Bootstrap<'_>,
     folder: &Path,
 ) -> Result<Child, StackError> {
-    let Bootstrap { name, template, port, admin, feed, workers } = *bootstrap;
+    let Bootstrap { name, template, port, admin, feed, workers, router } = *bootstrap;
     let template = std::fs::read_to_string(options.envoy_config(template))?;
+    let template = with_places(&template, workers.len());
+    // It ends the plugin's configuration, so another member fits behind it.
+    let debug_headers =
+        if router.is_empty() { "true".into() } else { format!("true, \"router\": {router}") };
     let mut values = vec![
         ("GATEWAY_ADDRESS", "127.0.0.1".to_owned()),
         ("GATEWAY_PORT", port.to_string()),
         ("ADMIN_PORT", admin.to_string()),
         ("FEED_PORT", feed.to_string()),
         ("WASM_FILE", options.wasm.display().to_string()),
-        ("DEBUG_HEADERS", "true".to_owned()),
+        ("DEBUG_HEADERS", debug_headers),
     ];
-    let places = ["WORKER_1_PORT", "WORKER_2_PORT", "WORKER_3_PORT"];
-    for (place, worker) in places.into_iter().zip(workers.iter().cycle()) {
+    let places: Vec<String> = (1..=workers.len().max(PLACES)).map(place).collect();
+    for (place, worker) in places.iter().zip(workers.iter().cycle()) {
         values.push((place, worker.to_string()));
     }
     start_filled(options, name, &fill(&template, &values)?, 2, admin, folder).await
@@ -82,4 +92,38 @@ pub async fn start_filled(
     let mut envoy = Child::start(name, &options.envoy, &arguments.map(str::to_owned), folder)?;
     wait_until_ok("Envoy's /ready", &mut envoy, admin, "/ready").await?;
     Ok(envoy)
+}
+
+fn place(number: usize) -> String {
+    format!("WORKER_{number}_PORT")
+}
+
+/// Repeats the last worker's line for those that the template has no place for.
+fn with_places(template: &str, workers: usize) -> String {
+    let last = place(PLACES);
+    let mut text = String::new();
+    for line in template.lines() {
+        text.extend([line, "\n"]);
+        if line.contains(&last) && !line.starts_with('#') {
+            for number in PLACES + 1..=workers {
+                text.extend([line.replace(&last, &place(number)).as_str(), "\n"]);
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_workers_get_more_places() {
+        let template = "# WORKER_3_PORT\na: ${WORKER_2_PORT}\nb: ${WORKER_3_PORT}\n";
+        assert_eq!(with_places(template, 2), template);
+        assert_eq!(
+            with_places(template, 5),
+            format!("{template}b: ${{WORKER_4_PORT}}\nb: ${{WORKER_5_PORT}}\n")
+        );
+    }
 }

@@ -50,6 +50,22 @@ impl Gateway {
         workers: &[u16],
         folder: &Path,
     ) -> Result<Self, StackError> {
+        Self::start_with(options, mode, sources, workers, "", folder).await
+    }
+
+    /// The same, with the plugin's `router` setting, as JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gateway::start`].
+    pub async fn start_with(
+        options: &Options,
+        mode: Mode,
+        sources: &str,
+        workers: &[u16],
+        router: &str,
+        folder: &Path,
+    ) -> Result<Self, StackError> {
         let (feed, status) = (free_port()?, free_port()?);
         let config = format!(
             "feed: {{listen: {:?}}}\nstatus: {{listen: {:?}}}\n{sources}",
@@ -64,7 +80,7 @@ impl Gateway {
             Mode::Endpoint => "envoy.yaml",
             Mode::Body => "envoy-body.yaml",
         };
-        let bootstrap = Bootstrap { name: "envoy", template, port, admin, feed, workers };
+        let bootstrap = Bootstrap { name: "envoy", template, port, admin, feed, workers, router };
         let envoy = envoy::start(options, &bootstrap, folder).await?;
         let folder = folder.to_path_buf();
         Ok(Self { port, admin, feed, status, program, folder, sidecar, envoy })
@@ -86,6 +102,12 @@ impl Gateway {
     #[must_use]
     pub fn address(&self) -> String {
         local(self.port)
+    }
+
+    /// Processes of both.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        [&self.sidecar, &self.envoy].into_iter().filter_map(Child::id).collect()
     }
 
     /// The sidecar's state page.

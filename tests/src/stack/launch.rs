@@ -364,7 +364,8 @@ impl Stack {
     async fn start_envoy(&mut self, gateway: Gateway) -> Result<(), StackError> {
         let Gateway { name, template, port, admin, workers } = gateway;
         let feed = self.ports.feed;
-        let bootstrap = Bootstrap { name, template, port, admin, feed, workers: &workers };
+        let bootstrap =
+            Bootstrap { name, template, port, admin, feed, workers: &workers, router: "" };
         self.envoys.push(envoy::start(&self.options, &bootstrap, &self.path).await?);
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value as Json;
+use warmpath_core::score::expected_time::ExpectedTime;
 use warmpath_core::settings::{SelectionPolicy, TwoTier};
 
 use super::super::fields::{Report, Section};
@@ -18,6 +19,9 @@ const DEFAULT: &str = "dynamo-default-cost-fn";
 
 /// The other one.
 const TWO_TIER: &str = "dynamo-two-tier-cost-fn";
+
+/// Our own.
+const EXPECTED_TIME: &str = "expected-time";
 
 /// Fields that Dynamo takes in the file's section `router`.
 const ROUTER: [&str; 20] = [
@@ -160,6 +164,7 @@ impl PolicyFile {
         let formula = match name {
             "default" | DEFAULT => SelectionPolicy::DynamoDefault,
             TWO_TIER => SelectionPolicy::TwoTier(TwoTier::default()),
+            EXPECTED_TIME => SelectionPolicy::ExpectedTime(ExpectedTime::default()),
             _ => return None,
         };
         Some(Instance { name: name.to_owned(), formula, parameters: Vec::new() })
@@ -229,6 +234,7 @@ fn instance(mut section: Section<'_>) -> Option<Instance> {
     let types = [
         (DEFAULT, SelectionPolicy::DynamoDefault),
         (TWO_TIER, SelectionPolicy::TwoTier(TwoTier::default())),
+        (EXPECTED_TIME, SelectionPolicy::ExpectedTime(ExpectedTime::default())),
     ];
     if !section.has("type") {
         section.mistake("type", "is missing");
@@ -252,6 +258,15 @@ fn instance(mut section: Section<'_>) -> Option<Instance> {
                 section.mistake("parameters", why);
             }
             (Some(SelectionPolicy::TwoTier(tiers)), Vec::new())
+        }
+        Some(SelectionPolicy::ExpectedTime(mut time)) => {
+            for (name, parameter) in time.parameters_mut() {
+                *parameter = given.fraction(name).unwrap_or(*parameter);
+            }
+            if let Err(why) = time.check() {
+                section.mistake("parameters", why);
+            }
+            (Some(SelectionPolicy::ExpectedTime(time)), Vec::new())
         }
         None => {
             // What the parameters of an unknown type are, is unknown.

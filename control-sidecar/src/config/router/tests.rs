@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::fields::Mistakes;
 use serde_json::json;
+use warmpath_core::score::expected_time::ExpectedTime;
 use warmpath_core::settings::{FIELDS, QueueLimits, TwoTier};
 
 fn env(variables: &[(&str, &str)]) -> RouterEnv {
@@ -666,5 +667,27 @@ fn a_card_counts_as_a_whole_or_not_at_all() {
         ("/kv_router_config".into(), json!([]), "router_config"),
     ] {
         assert_eq!(read(&pointer, value), Err(reason), "{pointer}");
+    }
+}
+
+/// Our own formula is named like Dynamo's, with parameters or without.
+#[test]
+fn expected_time_is_a_formula_like_the_others() {
+    let policy = r"
+worker_selection:
+  aggregated: ours
+  instances:
+    - {name: ours, type: expected-time, parameters: {prefill_us: 35, answer_weight: 0.5}}
+";
+    let formula = |variables: &[(&str, &str)]| {
+        parse("", &with_policy(policy, variables)).unwrap().settings.selection_policy
+    };
+    let ours = ExpectedTime { prefill_us: 35.0, answer_weight: 0.5, ..ExpectedTime::default() };
+    assert_eq!(formula(&[]), SelectionPolicy::ExpectedTime(ours));
+    let plain = formula(&[("DYN_ROUTER_WORKER_SELECTION_POLICY", "expected-time")]);
+    assert_eq!(plain, SelectionPolicy::ExpectedTime(ExpectedTime::default()));
+    for wrong in ["answer_weight: 2", "prefill_us: -1", "prefil_us: 1"] {
+        let policy = policy.replace("answer_weight: 0.5", wrong);
+        assert!(parse("", &with_policy(&policy, &[])).is_err(), "{wrong}");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::super::batch::Timing;
+use super::super::cache::CacheKeys;
 use super::super::publisher::PublisherConfig;
 use super::*;
 
@@ -10,9 +12,11 @@ async fn engine(change: impl FnOnce(&mut EngineConfig)) -> Arc<Engine> {
         blocks: 16,
         block_size: 4,
         timing: Timing {
+            step_us: 0,
             prefill_us_per_token: 0,
-            decode_us_per_token: 0,
-            decode_contention_percent: 0,
+            sequence_us: 0,
+            context_ns_per_token: 0,
+            speedup: 1,
         },
         ..EngineConfig::default()
     };
@@ -40,7 +44,7 @@ async fn read(mut pieces: mpsc::Receiver<Piece>) -> Option<(usize, Vec<Word>)> {
     while let Some(piece) = pieces.recv().await {
         match piece {
             Piece::Started { cached_tokens } => answer.0 = cached_tokens,
-            Piece::Word(word) => answer.1.push(word),
+            Piece::Words(words) => answer.1.extend(words),
             Piece::Finished => return Some(answer),
         }
     }
@@ -97,7 +101,7 @@ async fn requests_wait_for_room() {
 async fn a_client_that_leaves_frees_its_blocks() {
     let engine = engine(|config| {
         config.blocks = 4;
-        config.timing.decode_us_per_token = 1_000;
+        config.timing.step_us = 1_000;
     })
     .await;
     let mut running = engine.start(generation(8, 9)).unwrap();

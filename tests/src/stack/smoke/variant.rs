@@ -50,8 +50,15 @@ impl Variant {
         let workers: Vec<u16> = stack.ports.engines.iter().map(|ports| ports.http).collect();
         let template = path.to_string_lossy();
         let feed = stack.ports.feed;
-        let bootstrap =
-            Bootstrap { name, template: &template, port, admin, feed, workers: &workers };
+        let bootstrap = Bootstrap {
+            name,
+            template: &template,
+            port,
+            admin,
+            feed,
+            workers: &workers,
+            router: "",
+        };
         let envoy = envoy::start(&stack.options, &bootstrap, folder.path()).await?;
         let variant = Self { envoy, port, admin, _folder: folder };
         variant.settle().await?;

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+#
+# Routers compared on the same requests and the same simulated engines:
+# `scripts/bench-quality.sh [options of bench-quality]`. The module must have been
+# built. Installs the other routers into .cache (1 GB) unless they are there.
+#
+#   QUALITY_TRACES=a,b    of: conversations, mooncake, hot-prefix
+#   QUALITY_ROUTERS=a,b   of: round-robin, warmpath, warmpath-time, dynamo, sglang, smg,
+#                         vllm-kv, vllm-text
+#
+# Some of them listen on all interfaces, so everything runs in a network namespace
+# that has nothing but the loopback interface. That needs root, or a kernel that
+# gives users namespaces of their own.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
+cd "$ROOT"
+
+die() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# Installs a package ($2) into an environment ($1) that has its program ($3).
+install_peer() {
+  local environment=$ROOT/.cache/peers/$1
+  if [[ -x $environment/bin/$3 ]]; then
+    return
+  fi
+  echo "installing $2"
+  rm -rf "$environment"
+  python3 -m venv "$environment"
+  "$environment/bin/pip" install --quiet "$2"
+}
+
+wants() {
+  [[ -z ${QUALITY_ROUTERS:-} || ,$QUALITY_ROUTERS, == *,$1,* ]]
+}
+
+! wants sglang || install_peer sglang-router "$SGLANG_ROUTER_PACKAGE" sglang-router
+! wants smg || install_peer smg "$SMG_PACKAGE" smg
+if wants vllm-kv || wants vllm-text; then
+  install_peer vllm-router "$VLLM_ROUTER_PACKAGE" vllm-router
+fi
+! wants dynamo || scripts/install-dynamo.sh
+
+if ! ENVOY=$(find_envoy); then
+  die 'no Envoy; see: make doctor'
+fi
+export ENVOY
+for program in unshare ip; do
+  command -v "$program" >/dev/null || die "no $program; see: make doctor"
+done
+namespace=(unshare --net)
+[[ $(id -u) == 0 ]] || namespace=(unshare --net --map-root-user)
+"${namespace[@]}" true 2>/dev/null || die 'no network namespace can be made here'
+
+executables=$(mktemp)
+trap 'rm -f "$executables"' EXIT
+cargo build --release --workspace --bins --locked \
+  --message-format=json-render-diagnostics >"$executables"
+program=$(sed -n 's|.*"executable":"\([^"]*/bench-quality\)".*|\1|p' "$executables")
+[[ -n $program ]] || die 'the build gave no bench-quality'
+rm -f "$executables"
+exec "${namespace[@]}" bash -c 'ip link set lo up && exec "$0" "$@"' "$program" "$@"
