@@ -5,7 +5,7 @@ use std::path::Path;
 use hyper::body::Bytes;
 use serde_json::json;
 
-use super::super::config::Timing;
+use super::super::batch::Timing;
 use super::super::model::Model;
 use super::super::publisher::{Publisher, PublisherConfig};
 use super::*;
