@@ -20,28 +20,33 @@
 //! 3. A frame that cannot be read changes nothing but a counter, and the index
 //!    is taken anew.
 
+mod follow;
 mod had_prefill;
+mod held;
 mod remote;
+mod snapshot;
 
 use crate::affinity::Affinity;
 use crate::approximate::Approximate;
 use crate::bookings::Bookings;
 use crate::cache_usage::{CacheUsage, CacheUsages};
 use crate::card::Cards;
-use crate::delta::{Delta, SnapshotStart};
 use crate::demands::SessionKey;
 use crate::entry::{Entry, Note};
 use crate::frame::{Frame, Kind};
-use crate::ids::{SequenceHash, WorkerSlot};
+use crate::ids::WorkerSlot;
 use crate::index::Index;
-use crate::limits::{PENDING_BYTES_MAX, SWEEP_TABLES_PER_STEP};
+use crate::limits::SWEEP_TABLES_PER_STEP;
 use crate::load::Loads;
-use crate::overlap::{LowerTiers, Overlap, tiered_overlaps};
+use crate::overlap::LowerTiers;
 use crate::roster::Roster;
 use crate::settings::{RouterSettings, Settings};
 
 use had_prefill::HadPrefill;
 use remote::Remote;
+use snapshot::Incoming;
+
+pub use snapshot::SnapshotProgress;
 
 /// A position in the sidecar's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,19 +55,6 @@ pub struct Position {
     pub epoch: u64,
     /// Sequence of a log frame; 0 for none.
     pub sequence: u64,
-}
-
-/// A snapshot on its way in.
-#[derive(Debug)]
-struct Incoming {
-    /// Known from the snapshot's first frame on.
-    at: Option<Position>,
-    index: Index,
-    blocks_expected: u64,
-    /// Log frames that came through the ring meanwhile: where they stand, and
-    /// those that are deltas, encoded.
-    pending: Vec<(Position, Option<Vec<u8>>)>,
-    pending_bytes: usize,
 }
 
 /// What happened so far; each grows only.
@@ -123,17 +115,6 @@ pub struct Replica {
     incoming: Option<Incoming>,
     seen: Position,
     counters: Counters,
-}
-
-/// How far a snapshot is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SnapshotProgress {
-    /// More parts are wanted.
-    More,
-    /// The index is live.
-    Done,
-    /// The snapshot is of no use; another must be asked for.
-    Failed,
 }
 
 impl Replica {
@@ -332,165 +313,6 @@ impl Replica {
         self.had_prefill.note(&self.roster);
     }
 
-    /// A log frame came through the ring. `delta`: its bytes, if it is one.
-    fn advance(&mut self, at: Position, delta: Option<&[u8]>) {
-        let is_known = at.epoch == self.seen.epoch && at.sequence <= self.seen.sequence;
-        if is_known {
-            return;
-        }
-        let is_next = at.epoch == self.seen.epoch && at.sequence == self.seen.sequence + 1;
-        if !is_next && delta.is_none() {
-            // Cards, settings and rosters are sent first on every stream, with
-            // the numbers that they had: no gap.
-            return;
-        }
-        self.seen = at;
-        if let Some(incoming) = &mut self.incoming {
-            // Frames that are no deltas count, too: what follows them is no gap.
-            incoming.pending_bytes += size_of::<Position>() + delta.map_or(0, <[u8]>::len);
-            incoming.pending.push((at, delta.map(<[u8]>::to_vec)));
-            if incoming.pending_bytes > PENDING_BYTES_MAX {
-                self.counters.snapshots_restarted += 1;
-                self.incoming = None;
-            }
-        }
-        self.advance_index(at, delta);
-    }
-
-    fn advance_index(&mut self, at: Position, delta: Option<&[u8]>) {
-        let Some(live_at) = self.live_at else { return };
-        if at.epoch != live_at.epoch || at.sequence > live_at.sequence + 1 {
-            self.counters.gaps += 1;
-            self.lose_index();
-            return;
-        }
-        if at.sequence <= live_at.sequence {
-            return;
-        }
-        if let Some(bytes) = delta {
-            let applied = Frame::decode(bytes)
-                .and_then(|frame| Delta::decode(frame.body))
-                .map(|delta| self.index.apply(&delta));
-            if applied.is_err() {
-                self.counters.bad_frames += 1;
-                self.lose_index();
-                return;
-            }
-        }
-        self.live_at = Some(at);
-    }
-
-    /// The stream goes on behind `at`.
-    fn resync(&mut self, at: Position) {
-        self.seen = at;
-        let reaches = |live: Position| live.epoch == at.epoch && live.sequence >= at.sequence;
-        if !self.live_at.is_some_and(reaches) {
-            self.lose_index();
-        }
-    }
-
-    /// The stream has come as far as `at`. A VM that has not seen that much has
-    /// missed frames, or has started when they had left the ring already.
-    fn heartbeat(&mut self, at: Position) {
-        let is_behind = at.epoch != self.seen.epoch || at.sequence > self.seen.sequence;
-        if is_behind {
-            self.resync(at);
-        }
-    }
-
-    /// The ring had moved on: entries are missing, and with them bookings that
-    /// were placed or freed. Those that are left expire.
-    pub fn overrun(&mut self) {
-        self.counters.overruns += 1;
-        self.lose_index();
-        // What follows in the ring must not be taken for the next frame.
-        self.seen = Position::default();
-    }
-
-    fn lose_index(&mut self) {
-        self.live_at = None;
-        // A snapshot under way was asked for before: what is missing now may
-        // be missing from it, too.
-        if self.incoming.take().is_some() {
-            self.counters.snapshots_restarted += 1;
-        }
-    }
-
-    /// Whether a snapshot must be asked for. Then call
-    /// [`Replica::begin_snapshot`] and ask.
-    #[must_use]
-    pub fn wants_snapshot(&self) -> bool {
-        self.live_at.is_none() && self.incoming.is_none()
-    }
-
-    /// A snapshot is about to be asked for: from now on deltas are kept for it.
-    pub fn begin_snapshot(&mut self) {
-        self.incoming = Some(Incoming {
-            at: None,
-            index: Index::new(self.index_blocks_max),
-            blocks_expected: 0,
-            pending: Vec::new(),
-            pending_bytes: 0,
-        });
-    }
-
-    /// The snapshot's stream ended early.
-    pub fn abandon_snapshot(&mut self) {
-        self.incoming = None;
-    }
-
-    /// Takes in one frame of the snapshot's stream.
-    pub fn apply_snapshot_frame(&mut self, bytes: &[u8]) -> SnapshotProgress {
-        let progress = self.try_snapshot_frame(bytes);
-        if progress.is_none() {
-            self.counters.bad_frames += 1;
-            self.incoming = None;
-        }
-        progress.unwrap_or(SnapshotProgress::Failed)
-    }
-
-    fn try_snapshot_frame(&mut self, bytes: &[u8]) -> Option<SnapshotProgress> {
-        let frame = Frame::decode(bytes).ok()?;
-        let at = Position { epoch: frame.epoch, sequence: frame.sequence };
-        if frame.kind == Kind::Remote {
-            self.apply_remote(frame.body, true);
-            return Some(SnapshotProgress::More);
-        }
-        // Begun again meanwhile: the stream is of no use, but not wrong.
-        let Some(incoming) = &mut self.incoming else { return Some(SnapshotProgress::Failed) };
-        match frame.kind {
-            Kind::SnapshotStart => {
-                incoming.blocks_expected = SnapshotStart::decode(frame.body).ok()?.blocks;
-                incoming.at = Some(at);
-            }
-            Kind::SnapshotPart if incoming.at.is_some() => {
-                incoming.index.apply(&Delta::decode(frame.body).ok()?);
-            }
-            Kind::SnapshotEnd => {
-                let at = incoming.at?;
-                return Some(self.finish_snapshot(at));
-            }
-            Kind::Heartbeat => {}
-            _ => return None,
-        }
-        Some(SnapshotProgress::More)
-    }
-
-    fn finish_snapshot(&mut self, at: Position) -> SnapshotProgress {
-        let Some(incoming) = self.incoming.take() else { return SnapshotProgress::Failed };
-        self.index = incoming.index;
-        self.live_at = Some(at);
-        self.was_live = true;
-        self.counters.snapshots += 1;
-        for (at, delta) in &incoming.pending {
-            let is_of_log = self.live_at.is_some_and(|live| live.epoch == at.epoch);
-            if is_of_log {
-                self.advance_index(*at, delta.as_deref());
-            }
-        }
-        if self.live_at.is_some() { SnapshotProgress::Done } else { SnapshotProgress::Failed }
-    }
-
     /// Does a bounded piece of background work; call it on every tick.
     pub fn step(&mut self) {
         self.index.sweep(SWEEP_TABLES_PER_STEP);
@@ -519,13 +341,6 @@ impl Replica {
     #[must_use]
     pub fn live_at(&self) -> Option<Position> {
         self.live_at
-    }
-
-    /// Share of an incoming snapshot that has arrived, in blocks.
-    #[must_use]
-    pub fn snapshot_progress(&self) -> Option<(u64, u64)> {
-        let incoming = self.incoming.as_ref()?;
-        Some((incoming.index.blocks() as u64, incoming.blocks_expected))
     }
 
     /// The workers.
@@ -598,32 +413,6 @@ impl Replica {
         expired
     }
 
-    /// Counts the leading blocks of a prompt that each worker holds, as it says or
-    /// as own decisions let expect.
-    ///
-    /// - `out`: is cleared first; then in ascending order of slots.
-    pub fn held(
-        &mut self,
-        prompt: &[SequenceHash],
-        settings: &Settings,
-        now_ms: u64,
-        out: &mut Vec<Overlap>,
-    ) {
-        out.clear();
-        if !settings.use_kv_events {
-            self.approximate.overlaps(prompt, now_ms, out);
-            return;
-        }
-        if self.was_live {
-            self.overlaps(prompt, out);
-        }
-        if settings.router_predicted_ttl_ms.is_some() {
-            let mut predicted = Vec::new();
-            self.approximate.overlaps(prompt, now_ms, &mut predicted);
-            take_longer(out, &predicted);
-        }
-    }
-
     /// The worker that a session is bound to.
     #[must_use]
     pub fn bound(&self, session: SessionKey) -> Option<WorkerSlot> {
@@ -648,11 +437,6 @@ impl Replica {
         &self.index
     }
 
-    /// The prefix index; looking something up marks it as used.
-    pub fn index_mut(&mut self) -> &mut Index {
-        &mut self.index
-    }
-
     /// How full a worker's cache is, as it says; `None` if it says nothing, or
     /// if the sidecar has been silent for long.
     #[must_use]
@@ -666,30 +450,10 @@ impl Replica {
         self.cache_usages = CacheUsages::default();
     }
 
-    /// Counts the leading blocks of a prompt that each worker holds in all its
-    /// tiers; see [`tiered_overlaps`].
-    pub fn overlaps(&mut self, prompt: &[SequenceHash], out: &mut Vec<Overlap>) {
-        tiered_overlaps(&mut self.index, &self.tiers, prompt, out);
-    }
-
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
-    }
-}
-
-/// Takes the longer of two overlaps of each worker; both ascend by slots.
-fn take_longer(out: &mut Vec<Overlap>, others: &[Overlap]) {
-    for other in others {
-        match out.binary_search_by_key(&other.slot, |overlap| overlap.slot) {
-            Ok(at) => {
-                if let Some(overlap) = out.get_mut(at) {
-                    overlap.blocks = overlap.blocks.max(other.blocks);
-                }
-            }
-            Err(at) => out.insert(at, *other),
-        }
     }
 }
 

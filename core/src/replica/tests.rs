@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cache_usage::{CacheUsage, CacheUsages, Share};
-use crate::delta::{Operation, encode_operations};
+use crate::delta::{Operation, SnapshotStart, encode_operations};
 use crate::ids::{DpRank, SequenceHash, Worker, WorkerId};
 use crate::load::{Booking, BookingId};
 use crate::roster::{Parity, Role, RosterWorker, TierSlots};
@@ -80,7 +80,7 @@ fn load(replica: &mut Replica, frames: &[Vec<u8>]) -> SnapshotProgress {
 }
 
 fn held(replica: &mut Replica) -> BTreeSet<u64> {
-    (0..100).filter(|n| replica.index_mut().holders(hash(*n)).is_some()).collect()
+    (0..100).filter(|n| replica.index.holders(hash(*n)).is_some()).collect()
 }
 
 fn live(sidecar: &Sidecar) -> Replica {
