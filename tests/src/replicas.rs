@@ -38,6 +38,9 @@ const ROUNDS: usize = 16;
 const CLIENTS: usize = 9;
 const PROBES: usize = 8;
 
+/// Words of such a prompt: two or three blocks.
+const PROBE_WORDS: usize = 30;
+
 /// Time in which the gateways must know how many requests run. Gauges are set
 /// four times a second.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
@@ -264,7 +267,9 @@ impl Stack {
             self.look_at_workers(figures).await;
         }
         for _ in 0..PROBES {
-            let chat = chat(numbers.text(120), 1);
+            // Short, so that the one that is booked first, and known to both a moment
+            // later, rarely changes what the other decides.
+            let chat = chat(numbers.text(PROBE_WORDS), 1);
             let [one, two] = &self.gateways[..] else { break };
             let (one, two) = (one.address(), two.address());
             let (one, two) = tokio::join!(chat.send(&one, MODEL, &[]), chat.send(&two, MODEL, &[]));
