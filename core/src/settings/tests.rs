@@ -16,7 +16,10 @@ fn full() -> Settings {
     };
     Settings {
         selection_policy: two_tier(0.25),
-        prefill_policy: Some(SelectionPolicy::DynamoDefault),
+        prefill_policy: Some(SelectionPolicy::ExpectedTime(ExpectedTime {
+            answer_weight: 0.25,
+            ..ExpectedTime::default()
+        })),
         decode_policy: Some(two_tier(0.75)),
         overlap_score_credit: 1.5,
         overlap_score_credit_decay: 0.5,

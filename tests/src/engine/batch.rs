@@ -42,6 +42,17 @@ pub struct Timing {
     pub speedup: u64,
 }
 
+impl Timing {
+    /// Nothing takes any time.
+    pub const NONE: Self = Self {
+        step_us: 0,
+        prefill_us_per_token: 0,
+        sequence_us: 0,
+        context_ns_per_token: 0,
+        speedup: 1,
+    };
+}
+
 /// Bounds of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {

@@ -248,7 +248,8 @@ impl Server {
         let token_ids = request.return_token_ids == Some(true);
         let writer = Writer { shape, model: request.model.clone(), number, token_ids };
         if request.stream == Some(true) {
-            Ok(stream(writer, request.include_usage(), started))
+            let early_head = self.config.early_head;
+            Ok(stream(writer, request.include_usage(), early_head, started).await)
         } else {
             Ok(whole(&writer, started).await)
         }
@@ -336,8 +337,13 @@ async fn whole(writer: &Writer, started: Started) -> Response {
     json_response(StatusCode::OK, &writer.envelope(false, Value::from(choices), Some(&usage)))
 }
 
-fn stream(writer: Writer, include_usage: bool, started: Started) -> Response {
-    let (sender, receiver) = mpsc::channel::<Bytes>(OUTPUT_QUEUE_PIECES);
+async fn stream(
+    writer: Writer,
+    include_usage: bool,
+    early_head: bool,
+    started: Started,
+) -> Response {
+    let (sender, mut receiver) = mpsc::channel::<Bytes>(OUTPUT_QUEUE_PIECES);
     tokio::spawn(async move {
         let mut usage = Usage::default();
         for (index, (prompt_tokens, mut pieces)) in started.into_iter().enumerate() {
@@ -371,9 +377,13 @@ fn stream(writer: Writer, include_usage: bool, started: Started) -> Response {
         // The client may leave before the end marker; its answer was complete.
         let _sent = sender.send(event("[DONE]")).await;
     });
-    let chunks = futures_util::stream::unfold(receiver, |mut receiver| async {
-        let chunk = receiver.recv().await?;
-        Some((Ok::<Bytes, std::convert::Infallible>(chunk), receiver))
+    let first = if early_head { None } else { receiver.recv().await };
+    let chunks = futures_util::stream::unfold((first, receiver), |(first, mut receiver)| async {
+        let chunk = match first {
+            Some(chunk) => chunk,
+            None => receiver.recv().await?,
+        };
+        Some((Ok::<Bytes, std::convert::Infallible>(chunk), (None, receiver)))
     });
     ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(chunks)).into_response()
 }

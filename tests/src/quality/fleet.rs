@@ -56,6 +56,7 @@ impl Fleet {
                 ("--sequence-us", TIMING.sequence_us.to_string()),
                 ("--context-ns", TIMING.context_ns_per_token.to_string()),
                 ("--speedup", speedup.to_string()),
+                ("--early-head", "false".to_owned()),
             ];
             let arguments: Vec<String> =
                 pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();

@@ -58,7 +58,7 @@ pub fn run(trace: &Trace, model: &Model, engines: usize, policy: Policy) -> Figu
         seen: Vec::with_capacity(trace.requests.len()),
         router: Router::new(policy),
     };
-    let end_ns = run.to_the_end();
+    let end_ns = run.play();
     let worked: Vec<Worked> = run.places.iter().map(Place::worked).collect();
     Figures::of(trace.requests.len(), &run.seen, &worked, end_ns / 1000)
 }
@@ -74,7 +74,7 @@ struct Run<'t> {
 
 impl Run<'_> {
     /// Returns when the last answer ended.
-    fn to_the_end(&mut self) -> u64 {
+    fn play(&mut self) -> u64 {
         let mut next = 0;
         let mut now_ns = 0;
         loop {

@@ -14,12 +14,10 @@ use crate::stack::limits::REQUEST_WITHIN;
 
 /// Serves an engine on a free port; its address.
 async fn serve(change: impl FnOnce(&mut EngineConfig)) -> String {
-    let timing =
-        Timing { prefill_us_per_token: 0, decode_us_per_token: 0, decode_contention_percent: 0 };
     let mut config = EngineConfig {
         name: "engine-7".into(),
         loras: vec!["adapter".into()],
-        timing,
+        timing: Timing::NONE,
         ..EngineConfig::default()
     };
     change(&mut config);
@@ -192,4 +190,30 @@ async fn long_prompts_are_tokenized_off_the_thread() {
     let per_thousand = tokens(words(2_000)).await - tokens(words(1_000)).await;
     let long = tokens(words(12_000)).await - tokens(words(2_000)).await;
     assert_eq!(long, 10 * per_thousand);
+}
+
+/// Goal: a stream is the same with its head early or late, and its pieces carry
+/// their tokens where that is asked for; a chat's tokens are to be had without an
+/// answer.
+#[tokio::test]
+async fn streams_and_tokens_are_to_be_had_in_several_ways() {
+    let mut texts = Vec::new();
+    for early_head in [true, false] {
+        let address = serve(|config| config.early_head = early_head).await;
+        let body = json!({"model": "qwen3", "prompt": [5, 6, 7, 8], "max_tokens": 3,
+            "stream": true, "return_token_ids": true});
+        let stream = send(&address, "/v1/completions", body).await;
+        let stream = String::from_utf8_lossy(&stream.body).into_owned();
+        assert_eq!(stream.matches("\"token_ids\":[").count(), 4, "{stream}");
+        texts.push(stream);
+
+        let messages = json!([{"role": "user", "content": "hello there"}]);
+        let chat = json!({"model": "qwen3", "messages": messages, "max_tokens": 1});
+        let path = "/v1/chat/completions/render";
+        let rendered = send(&address, path, chat.clone()).await.json().unwrap();
+        let answer = send(&address, "/v1/chat/completions", chat).await.json().unwrap();
+        let tokens = rendered["token_ids"].as_array().unwrap().len() as u64;
+        assert_eq!(answer["usage"]["prompt_tokens"].as_u64(), Some(tokens));
+    }
+    assert_eq!(texts[0], texts[1]);
 }

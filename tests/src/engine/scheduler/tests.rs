@@ -8,18 +8,8 @@ use super::super::publisher::PublisherConfig;
 use super::*;
 
 async fn engine(change: impl FnOnce(&mut EngineConfig)) -> Arc<Engine> {
-    let mut config = EngineConfig {
-        blocks: 16,
-        block_size: 4,
-        timing: Timing {
-            step_us: 0,
-            prefill_us_per_token: 0,
-            sequence_us: 0,
-            context_ns_per_token: 0,
-            speedup: 1,
-        },
-        ..EngineConfig::default()
-    };
+    let mut config =
+        EngineConfig { blocks: 16, block_size: 4, timing: Timing::NONE, ..EngineConfig::default() };
     change(&mut config);
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
     let publisher = Publisher::start(PublisherConfig {
