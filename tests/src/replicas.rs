@@ -431,7 +431,7 @@ async fn start_engine(
         // So that a prompt is soon computed and an answer outlasts the round.
         ("--prefill-us-per-token", "5".to_owned()),
         ("--decode-us-per-token", "5000".to_owned()),
-        ("--decode-contention", "0".to_owned()),
+        ("--sequence-us", "0".to_owned()),
     ];
     let arguments: Vec<String> =
         pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
