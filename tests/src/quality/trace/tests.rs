@@ -40,7 +40,8 @@ fn traces_are_what_they_are_for() {
             .eq(again.requests.iter().map(|it| &it.prompt))
     );
     let best = best_hits(&conversations);
-    assert!((0.75..0.95).contains(&best), "{best}");
+    // Answers come on top: they are cached as well, and come again.
+    assert!((0.70..0.76).contains(&best), "{best}");
 
     let mooncake = make(Kind::Mooncake);
     let mean = mooncake.prompt_tokens() / mooncake.requests.len();
