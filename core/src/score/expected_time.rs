@@ -33,8 +33,8 @@
 //!   more within an answer's time. Whoever computes it on a further worker does so
 //!   for them, too, and bears a share of `1 / (1 + k)`.
 //! - `followers`: requests that come before the worker's queue is empty again: some
-//!   always, and more the longer queues are now, by `P` of the mean worker over
-//!   `isl`.
+//!   always, and more for each that waits on the mean worker now: `P` over `isl`, at
+//!   most `R`.
 //! - `prefill`, `request`, `context`, `output`, `weight`: [`ExpectedTime`].
 //!
 //! # Why it differs from Dynamo's
@@ -124,9 +124,10 @@ impl ExpectedTime {
 
     fn fleet(&self, prompt: PromptSize, candidates: &[Candidate]) -> Fleet {
         let mut fleet = Fleet::default();
-        let mut booked = 0.0;
+        let (mut booked, mut requests) = (0.0, 0.0);
         for candidate in candidates {
             booked += float(candidate.prefill_tokens);
+            requests += float(candidate.requests);
             let tokens = in_common(prompt, candidate);
             let sharers = float(candidate.sharers);
             let borne = sharers / (1.0 + sharers);
@@ -134,8 +135,10 @@ impl ExpectedTime {
                 fleet = Fleet { popular_tokens: tokens, borne, ..fleet };
             }
         }
-        let prompts = float(candidates.len() as u64).max(1.0) * f64::from(prompt.tokens).max(1.0);
-        fleet.followers = self.followers + self.followers_per_waiting * booked / prompts;
+        // Before a short prompt there wait long ones, but no more than there are.
+        let waiting = (booked / f64::from(prompt.tokens).max(1.0)).min(requests);
+        let waiting = waiting / float(candidates.len() as u64).max(1.0);
+        fleet.followers = self.followers + self.followers_per_waiting * waiting;
         fleet
     }
 
@@ -259,9 +262,14 @@ mod tests {
     #[test]
     fn followers_wait_as_well() {
         let parameters = ExpectedTime { followers: 0.5, followers_per_waiting: 2.0, ..ROUND };
-        let both = [candidate(500, 0, 62, 0), candidate(1500, 0, 62, 0)];
-        let costs = parameters.costs(PROMPT, &both, |_| 100);
+        let silent = ExpectedTime { answer_weight: 0.0, ..parameters };
+        let both = [candidate(500, 0, 62, 1), candidate(1500, 0, 62, 1)];
+        let costs = silent.costs(PROMPT, &both, |_| 100);
         assert_eq!(costs, [6_000.0 + 2_500.0, 16_000.0 + 2_500.0]);
+        // No more can wait than there are.
+        let few = [candidate(500, 0, 62, 0), candidate(1500, 0, 62, 1)];
+        let costs = silent.costs(PROMPT, &few, |_| 100);
+        assert_eq!(costs, [6_000.0 + 1_500.0, 16_000.0 + 1_500.0]);
         assert_eq!(one(&parameters, PROMPT, candidate(0, 0, 62, 0), 100), 1_500.0);
     }
 

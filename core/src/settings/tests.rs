@@ -16,10 +16,7 @@ fn full() -> Settings {
     };
     Settings {
         selection_policy: two_tier(0.25),
-        prefill_policy: Some(SelectionPolicy::ExpectedTime(ExpectedTime {
-            answer_weight: 0.25,
-            ..ExpectedTime::default()
-        })),
+        prefill_policy: Some(SelectionPolicy::DynamoDefault),
         decode_policy: Some(two_tier(0.75)),
         overlap_score_credit: 1.5,
         overlap_score_credit_decay: 0.5,
@@ -341,4 +338,17 @@ proptest::proptest! {
     fn decoding_is_total(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
         let _ = RouterSettings::decode(&bytes);
     }
+}
+
+/// Our own formula's parameters travel, and those that cannot be are refused.
+#[test]
+fn expected_time_travels() {
+    let with = |answer_weight| {
+        let parameters = ExpectedTime { answer_weight, ..ExpectedTime::default() };
+        let selection_policy = SelectionPolicy::ExpectedTime(parameters);
+        let default = Settings { selection_policy, ..Settings::default() };
+        RouterSettings { default, ..RouterSettings::default() }
+    };
+    assert_eq!(RouterSettings::decode(&with(0.25).encode()), Ok(with(0.25)));
+    assert!(RouterSettings::decode(&with(2.0).encode()).is_err());
 }

@@ -39,7 +39,9 @@ fn traces_are_what_they_are_for() {
             .map(|it| &it.prompt)
             .eq(again.requests.iter().map(|it| &it.prompt))
     );
-    assert!((0.75..0.95).contains(&best_hits(&conversations)));
+    let best = best_hits(&conversations);
+    // Answers come on top: they are cached as well, and come again.
+    assert!((0.70..0.76).contains(&best), "{best}");
 
     let mooncake = make(Kind::Mooncake);
     let mean = mooncake.prompt_tokens() / mooncake.requests.len();
