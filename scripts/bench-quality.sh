@@ -8,12 +8,18 @@
 #   QUALITY_ROUTERS=a,b   of: round-robin, warmpath, warmpath-time, dynamo, sglang, smg,
 #                         vllm-kv, vllm-text
 #
+# With `--offline`, policies are compared in virtual time instead, in seconds; that
+# needs no router, no Envoy and no module.
+#
 # Some of them listen on all interfaces, so everything runs in a network namespace
 # that has nothing but the loopback interface. That needs root, or a kernel that
 # gives users namespaces of their own.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
 cd "$ROOT"
+
+offline=no
+[[ " $* " != *' --offline '* ]] || offline=yes
 
 die() {
   echo "error: $*" >&2
@@ -33,7 +39,7 @@ install_peer() {
 }
 
 wants() {
-  [[ -z ${QUALITY_ROUTERS:-} || ,$QUALITY_ROUTERS, == *,$1,* ]]
+  [[ $offline == no ]] && [[ -z ${QUALITY_ROUTERS:-} || ,$QUALITY_ROUTERS, == *,$1,* ]]
 }
 
 ! wants sglang || install_peer sglang-router "$SGLANG_ROUTER_PACKAGE" sglang-router
@@ -43,16 +49,16 @@ if wants vllm-kv || wants vllm-text; then
 fi
 ! wants dynamo || scripts/install-dynamo.sh
 
-if ! ENVOY=$(find_envoy); then
-  die 'no Envoy; see: make doctor'
+if [[ $offline == no ]]; then
+  ENVOY=$(find_envoy) || die 'no Envoy; see: make doctor'
+  export ENVOY
+  for program in unshare ip; do
+    command -v "$program" >/dev/null || die "no $program; see: make doctor"
+  done
+  namespace=(unshare --net)
+  [[ $(id -u) == 0 ]] || namespace=(unshare --net --map-root-user)
+  "${namespace[@]}" true 2>/dev/null || die 'no network namespace can be made here'
 fi
-export ENVOY
-for program in unshare ip; do
-  command -v "$program" >/dev/null || die "no $program; see: make doctor"
-done
-namespace=(unshare --net)
-[[ $(id -u) == 0 ]] || namespace=(unshare --net --map-root-user)
-"${namespace[@]}" true 2>/dev/null || die 'no network namespace can be made here'
 
 executables=$(mktemp)
 trap 'rm -f "$executables"' EXIT
@@ -61,4 +67,5 @@ cargo build --release --workspace --bins --locked \
 program=$(sed -n 's|.*"executable":"\([^"]*/bench-quality\)".*|\1|p' "$executables")
 [[ -n $program ]] || die 'the build gave no bench-quality'
 rm -f "$executables"
+[[ $offline == no ]] || exec "$program" "$@"
 exec "${namespace[@]}" bash -c 'ip link set lo up && exec "$0" "$@"' "$program" "$@"

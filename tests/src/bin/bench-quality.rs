@@ -3,6 +3,7 @@
 //! One thread only: children are tied to the thread that started them.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,19 +23,20 @@ async fn main() -> ExitCode {
         }
         Err(error) => return fail(&error),
     };
-    // The same parts are needed as for the fleet's run.
-    let words = ["fleet", "--model-dir", "tests/models/tiny"];
-    let options = match Options::parse(words.map(str::to_owned)) {
-        Ok(options) => options,
-        Err(error) => return fail(&error),
-    };
-    let model = match Model::load(&options.model_dir) {
+    let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny");
+    let model = match Model::load(Path::new(tiny)) {
         Ok(model) => model,
         Err(error) => return fail(&error),
     };
     if plan.offline {
         return bench::offline(&plan, &model);
     }
+    // The same parts are needed as for the fleet's run.
+    let words = ["fleet", "--model-dir", tiny];
+    let options = match Options::parse(words.map(str::to_owned)) {
+        Ok(options) => options,
+        Err(error) => return fail(&error),
+    };
     // Dropping the work kills its children.
     let status = tokio::select! {
         status = bench::run(&plan, &options, &model) => status,

@@ -12,7 +12,7 @@ const PREFIX_TOKENS: usize = 8_192;
 const OTHERS_OF_TEN: usize = 1;
 
 /// Requests, and how many there are per second.
-const REQUESTS: usize = 1_000;
+const REQUESTS: usize = 800;
 const PER_SECOND: f64 = 12.0;
 
 pub(super) fn requests(writer: &mut Writer<'_>) -> Result<(usize, Vec<Request>), TraceError> {

@@ -46,8 +46,8 @@ fn traces_are_what_they_are_for() {
     let mooncake = make(Kind::Mooncake);
     let mean = mooncake.prompt_tokens() / mooncake.requests.len();
     assert!((3_300..3_700).contains(&mean), "{mean}");
-    // 0.265 in blocks of 512.
-    assert!((0.25..0.28).contains(&best_hits(&mooncake)), "{}", best_hits(&mooncake));
+    // 0.241 in the recorded blocks.
+    assert!((0.23..0.26).contains(&best_hits(&mooncake)), "{}", best_hits(&mooncake));
 
     let hot = make(Kind::HotPrefix);
     let shared = hot.requests.iter().filter(|it| it.prompt.len() > 8_192).count();
