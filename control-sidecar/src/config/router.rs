@@ -149,7 +149,7 @@ impl RouterConfig {
     /// The settings of a model whose workers bring some.
     ///
     /// They replace the router's as a whole, but for the formulas and what is
-    /// [`KEPT`]. `enforce_disagg` counts if either says so: every card has it,
+    /// `KEPT`. `enforce_disagg` counts if either says so: every card has it,
     /// and one that was never asked says no.
     ///
     /// # Errors
