@@ -19,11 +19,13 @@
 //!    [`Settings`]: what can be written reaches the filters.
 
 mod draft;
+mod fields;
 mod wire;
 
 use crate::score::expected_time::ExpectedTime;
 
-pub use draft::{Draft, FIELDS, Field, Value, Wrong};
+pub use draft::{Draft, Value, Wrong};
+pub use fields::{FIELDS, Field};
 
 /// Which formula chooses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
