@@ -192,7 +192,7 @@ fn keep(records: &mut Records, key: Key, pair: &KeyValue) {
 }
 
 /// An answer in time, or why there is none.
-async fn within<T>(
+pub(crate) async fn within<T>(
     answer: impl Future<Output = Result<T, etcd_client::Error>>,
 ) -> Result<T, String> {
     match timeout(BACKEND_TIMEOUT, answer).await {

@@ -12,15 +12,14 @@ use etcd_client::{Client, ConnectOptions, PutOptions};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::warn;
 
 use crate::adapter::plane::envelope::Topic;
 use crate::config::discovery::{Backend, Secret};
+use crate::discovery::etcd::within;
 use crate::discovery::record::{Bucket, EndpointPath};
-use crate::limits::{
-    BACKEND_PAUSE, BACKEND_TIMEOUT, CONNECT_TIMEOUT, ETCD_LEASE_TTL_S, FILE_STORE_TOUCHED_EVERY,
-};
+use crate::limits::{BACKEND_PAUSE, CONNECT_TIMEOUT, ETCD_LEASE_TTL_S, FILE_STORE_TOUCHED_EVERY};
 
 /// What is percent-encoded in a segment of a channel's key.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -265,20 +264,11 @@ impl Keys {
     }
 }
 
-/// An answer in time, or why there is none.
-async fn within<T>(
-    answer: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T, String> {
-    match timeout(BACKEND_TIMEOUT, answer).await {
-        Err(_) => Err("no answer in time".to_owned()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok(value)) => Ok(value),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::time::timeout;
+
     use crate::discovery::captures;
     use crate::discovery::record::{ChannelTransport, Key, Record, Scope, parse};
 

@@ -90,7 +90,7 @@ impl Peers {
             case,
             python: python.to_path_buf(),
             folder: folder.to_path_buf(),
-            model: write_model(tokenizer, folder)?,
+            model: write_model(tokenizer, folder, 32_768)?,
             etcd: free_port()?,
             nats: free_port()?,
             broker: [free_port()?, free_port()?],
@@ -406,7 +406,13 @@ async fn offers_model(port: u16) -> bool {
 
 /// The small model as Dynamo wants it: with the two files that it reads beside
 /// the tokenizer's. No weights.
-fn write_model(tokenizer: &Path, folder: &Path) -> std::io::Result<PathBuf> {
+///
+/// - `positions_max`: longest prompt with its answer, in tokens.
+pub(crate) fn write_model(
+    tokenizer: &Path,
+    folder: &Path,
+    positions_max: u32,
+) -> std::io::Result<PathBuf> {
     let model = folder.join("model");
     std::fs::create_dir_all(&model)?;
     for entry in std::fs::read_dir(tokenizer)? {
@@ -419,7 +425,7 @@ fn write_model(tokenizer: &Path, folder: &Path) -> std::io::Result<PathBuf> {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 2048,
-        "max_position_embeddings": 32768, "bos_token_id": 2001, "eos_token_id": 2002,
+        "max_position_embeddings": positions_max, "bos_token_id": 2001, "eos_token_id": 2002,
     });
     std::fs::write(model.join("config.json"), config.to_string())?;
     let generation = json!({ "eos_token_id": 2002 });

@@ -4,10 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::engines::{BLOCK_SIZE, BOUNDS, ENGINES};
 use super::fleet::Fleet;
+use crate::dynamo::peers::write_model;
 use crate::stack::child::Child;
 use crate::stack::client::get;
 use crate::stack::envoy::{self, Bootstrap};
@@ -139,6 +140,10 @@ impl Running {
     }
 }
 
+/// Longest prompt with its answer that Dynamo lets through, in tokens: those of the
+/// traces are shorter.
+const POSITIONS_MAX: u32 = 131_072;
+
 /// What the plugin's configuration says to choose by expected time.
 const TIME_SETTINGS: &str = "{\"worker_selection_policy\": \"expected-time\"}";
 
@@ -252,7 +257,7 @@ fn vllm(
 
 /// Dynamo's frontend, and a worker of its kind before each engine.
 async fn dynamo(options: &Options, fleet: &Fleet, folder: &Path) -> Result<Running, StackError> {
-    let model = write_model(&options.model_dir, folder)?;
+    let model = write_model(&options.model_dir, folder, POSITIONS_MAX)?;
     let environment = [
         ("DYN_DISCOVERY_BACKEND", "file".to_owned()),
         ("DYN_FILE_KV", folder.join("discovery").display().to_string()),
@@ -296,26 +301,4 @@ pub async fn dynamo_is_whole(address: &str) -> bool {
     let instances = page.and_then(|page| page.get("instances")?.as_array().cloned());
     let generate = |instance: &&Value| instance.get("endpoint") == Some(&Value::from("generate"));
     instances.into_iter().flatten().collect::<Vec<_>>().iter().filter(generate).count() >= ENGINES
-}
-
-/// The model with the two files that Dynamo reads beside the tokenizer's.
-fn write_model(tokenizer: &Path, folder: &Path) -> std::io::Result<PathBuf> {
-    let model = folder.join("model");
-    std::fs::create_dir_all(&model)?;
-    for entry in std::fs::read_dir(tokenizer)? {
-        let path = entry?.path();
-        if let Some(name) = path.file_name().filter(|_| path.is_file()) {
-            std::fs::copy(&path, model.join(name))?;
-        }
-    }
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 2048,
-        "max_position_embeddings": 131_072, "bos_token_id": 2001, "eos_token_id": 2002,
-    });
-    std::fs::write(model.join("config.json"), config.to_string())?;
-    let generation = json!({ "eos_token_id": 2002 });
-    std::fs::write(model.join("generation_config.json"), generation.to_string())?;
-    Ok(model)
 }
