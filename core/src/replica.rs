@@ -74,6 +74,19 @@ pub struct Counters {
     pub remote_refused: u64,
 }
 
+/// What there was no room for so far; each grows only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Bookings beyond [`crate::limits::BOOKINGS_MAX`], or made twice.
+    pub bookings: u64,
+    /// Bookings whose blocks are not shared: [`crate::limits::BOOKED_BLOCKS_MAX`].
+    pub crowded: u64,
+    /// Sessions left unbound: [`crate::limits::SESSIONS_MAX`].
+    pub sessions: u64,
+    /// Own decisions cut short: [`crate::limits::APPROXIMATE_RECORDS_MAX`].
+    pub decisions: u64,
+}
+
 /// What an entry changed, for whoever keeps something per model or worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
@@ -448,6 +461,17 @@ impl Replica {
     /// [`crate::limits::CACHE_USAGE_STALE_MS`].
     pub fn forget_cache_usages(&mut self) {
         self.cache_usages = CacheUsages::default();
+    }
+
+    /// What there was no room for so far.
+    #[must_use]
+    pub fn refused(&self) -> Refused {
+        Refused {
+            bookings: self.loads.refused(),
+            crowded: self.loads.crowded(),
+            sessions: self.affinity.refused(),
+            decisions: self.approximate.refused(),
+        }
     }
 
     /// What happened so far.

@@ -68,9 +68,17 @@ pub enum Counter {
     UplinkDropped,
     /// Bookings of other routers that there was no room for.
     RemoteRefused,
+    /// Bookings that there was no room for.
+    BookingsRefused,
+    /// Bookings whose blocks are not shared with others, for want of room.
+    BookingsCrowded,
+    /// Sessions that there was no room for.
+    SessionsRefused,
+    /// Own decisions that there was no room for, or not for all of their blocks.
+    DecisionsRefused,
 }
 
-const COUNTERS: [(Counter, &str); 27] = [
+const COUNTERS: [(Counter, &str); 31] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
@@ -98,6 +106,10 @@ const COUNTERS: [(Counter, &str); 27] = [
     (Counter::Reentered, "warmpath_reentered_total"),
     (Counter::UplinkDropped, "warmpath_uplink_dropped_total"),
     (Counter::RemoteRefused, "warmpath_remote_bookings_refused_total"),
+    (Counter::BookingsRefused, "warmpath_bookings_refused_total"),
+    (Counter::BookingsCrowded, "warmpath_bookings_crowded_total"),
+    (Counter::SessionsRefused, "warmpath_sessions_refused_total"),
+    (Counter::DecisionsRefused, "warmpath_decisions_unrecorded_total"),
 ];
 
 /// Gauges.

@@ -14,7 +14,7 @@ use warmpath_core::entry::Entry;
 use warmpath_core::limits::{CACHE_USAGE_STALE_MS, RING_APPEND_ATTEMPTS_MAX};
 use warmpath_core::load::BookingId;
 use warmpath_core::models::Models;
-use warmpath_core::replica::{Changed, Counters, Position, Replica};
+use warmpath_core::replica::{Changed, Counters, Position, Refused, Replica};
 use warmpath_core::ring::{Read, Ring};
 use warmpath_core::settings::{RouterSettings, Settings};
 use warmpath_core::shared::{KEY_PREFIX, SharedData, Unavailable, Write};
@@ -90,6 +90,7 @@ pub(crate) struct Vm {
     own: HashMap<BookingId, u64, FixedState>,
     delayed: Vec<Vec<u8>>,
     reported: Counters,
+    refused_reported: Refused,
     evicted_reported: u64,
     live_at_reported: Option<Position>,
     expire_at_ms: u64,
@@ -125,6 +126,7 @@ impl Vm {
             own: HashMap::default(),
             delayed: Vec::new(),
             reported: Counters::default(),
+            refused_reported: Refused::default(),
             evicted_reported: 0,
             live_at_reported: None,
             expire_at_ms: 0,
@@ -349,6 +351,7 @@ impl Vm {
         self.metrics.add(Counter::Snapshots, counters.snapshots - seen.snapshots);
         let refused = counters.remote_refused - seen.remote_refused;
         self.metrics.add(Counter::RemoteRefused, refused);
+        self.report_refused();
         let index = self.replica.index();
         self.metrics.set(Gauge::IndexBlocks, index.blocks() as u64);
         self.metrics.set(Gauge::IndexBytes, index.bytes() as u64);
@@ -364,6 +367,16 @@ impl Vm {
         if let Some(age_ms) = self.feed_age_ms(now_ms) {
             self.metrics.set(Gauge::FeedAgeMs, age_ms);
         }
+    }
+
+    /// Each VM counts for itself, although all have read the same.
+    fn report_refused(&mut self) {
+        let refused = self.replica.refused();
+        let seen = core::mem::replace(&mut self.refused_reported, refused);
+        self.metrics.add(Counter::BookingsRefused, refused.bookings - seen.bookings);
+        self.metrics.add(Counter::BookingsCrowded, refused.crowded - seen.crowded);
+        self.metrics.add(Counter::SessionsRefused, refused.sessions - seen.sessions);
+        self.metrics.add(Counter::DecisionsRefused, refused.decisions - seen.decisions);
     }
 
     /// Milliseconds since the sidecar was heard of; `None` if it never was.
