@@ -255,7 +255,7 @@ pub(super) fn to_whole(number: f64) -> u64 {
     number as u64
 }
 
-/// Exact up to [`WHOLE_MAX`]; what is above it stays above.
+/// Exact up to `WHOLE_MAX`; what is above it stays above.
 pub(super) fn from_whole(number: u64) -> f64 {
     number as f64
 }
