@@ -4,6 +4,9 @@ use super::*;
 use crate::bookings::{Flags, REMOTE_BIT};
 use crate::load::WorkerLoad;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 const LIST: Flags = Flags { begins: true, ends: true, wanted: true };
 const CHANGE: Flags = Flags { begins: false, ends: false, wanted: true };
 
