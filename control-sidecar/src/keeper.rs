@@ -13,8 +13,11 @@
 //!   or the deadline, neither cards nor rosters are written: filters keep what an
 //!   earlier life of the sidecar has told them.
 
+mod report;
+mod takeover;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -22,33 +25,29 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 use warmpath_core::card::Cards;
-use warmpath_core::event::Medium;
 use warmpath_core::frame::Kind;
-use warmpath_core::ids::{SequenceHash, Worker, WorkerId, WorkerSlot};
+use warmpath_core::ids::{SequenceHash, WorkerSlot};
 use warmpath_core::limits::FRAME_BODY_BYTES_MAX;
-use warmpath_core::roster::{Parity, TierSlots};
 use warmpath_core::settings::{RouterSettings, Settings};
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::router::RouterConfig;
 use crate::discovery::ListEvent;
-use crate::discovery::record::EndpointPath;
-use crate::fleet::{Fleet, ListedRank, Problem, RankLoad, SequenceStream};
+use crate::fleet::{ListedRank, Problem};
 use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
 use crate::metrics::Metrics;
 use crate::model::LoadedModel;
 use crate::model::catalog::{Catalog, Progress};
 use crate::model::loader::{Attempt, Loader};
 use crate::publish::service::Shared;
-use crate::replicas::tracker::{Directory, Rank};
-use crate::replicas::{self, Known};
 use crate::source::sequence::Loss;
 use crate::source::start::{Following, Loads, Starter};
-use crate::source::{SharedView, Transports, Update, View};
+use crate::source::{SharedView, Transports, Update};
 use crate::state::State;
 use crate::state::counts::Counts;
 use crate::state::rank::Held;
 use crate::usage::Usages;
+
+pub use report::{RankReport, Report};
 
 /// The index as it was after one log frame.
 #[derive(Clone, Debug)]
@@ -75,62 +74,6 @@ pub enum Question {
     Snapshot(oneshot::Sender<Snapshot>),
     /// How things stand.
     Report(oneshot::Sender<Report>),
-}
-
-/// One rank, for the status page.
-#[derive(Clone, Debug)]
-pub struct RankReport {
-    /// Stands for it in the feed.
-    pub slot: WorkerSlot,
-    /// What the worker list says.
-    pub listed: ListedRank,
-    /// Whether it was seen to be dead.
-    pub is_fenced: bool,
-    /// How well its blocks are known.
-    pub parity: Parity,
-    /// Stand for its lower tiers.
-    pub tiers: TierSlots,
-    /// Blocks held on the device.
-    pub blocks: usize,
-    /// Blocks held in the host's memory, on disks and in external storage.
-    pub lower_blocks: [usize; 3],
-    /// Blocks of lower tiers that wait for their parents.
-    pub orphans: usize,
-    /// Pages remembered.
-    pub pages: usize,
-    /// Number of the last message applied.
-    pub applied: Option<u64>,
-    /// Why its blocks were last forgotten.
-    pub last_loss: Option<Loss>,
-    /// What was noticed.
-    pub counts: Counts,
-    /// Its stream, if it publishes.
-    pub view: Option<View>,
-    /// How busy it is, as far as it has said.
-    pub load: RankLoad,
-}
-
-/// How things stand.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Every rank, in the order of slots.
-    pub ranks: Vec<RankReport>,
-    /// The models, by number.
-    pub cards: Arc<Cards>,
-    /// The settings, of all models.
-    pub settings: RouterSettings,
-    /// The router's own, and where they come from.
-    pub router: Arc<RouterConfig>,
-    /// Models that are not ready, each with a word that says why.
-    pub models_unready: Vec<(String, &'static str)>,
-    /// What discovery could not use.
-    pub problems: Vec<Problem>,
-    /// What keeps the sidecar from being ready.
-    pub unready: Vec<String>,
-    /// What was wrong with the last worker list.
-    pub list_error: Option<String>,
-    /// Updates of sources that wait.
-    pub updates_waiting: usize,
 }
 
 /// Where the keeper hears from.
@@ -499,233 +442,4 @@ impl Keeper {
             }
         }
     }
-
-    fn take_fleet(&mut self, mut fleet: Fleet) {
-        self.take_models(&mut fleet);
-        self.state.set_adapters(fleet.adapters);
-        self.problems = fleet.problems;
-        let specs: Vec<_> = fleet.ranks.iter().map(|rank| rank.spec.clone()).collect();
-        let changes = self.state.set_workers(&specs);
-        for (worker, slot) in &changes.removed {
-            self.followed.remove(&slot.0);
-            self.usages.remove(worker, Instant::now());
-        }
-        for (worker, _) in &changes.added {
-            self.usages.add(*worker);
-        }
-        self.load_streams.follow(fleet.load_streams, &self.starter);
-        let (paths, streams) = (fleet.paths, fleet.sequence_streams);
-        let mut slots: BTreeMap<Worker, WorkerSlot> = changes.added.iter().copied().collect();
-        let known: BTreeMap<Worker, WorkerSlot> =
-            self.state.tracked().map(|tracked| (tracked.spec.worker, tracked.slot)).collect();
-        for listed in fleet.ranks {
-            let worker = listed.spec.worker;
-            let Some(slot) = slots.remove(&worker).or_else(|| known.get(&worker).copied()) else {
-                continue;
-            };
-            let same_stream =
-                self.followed.get(&slot.0).is_some_and(|it| it.listed.stream == listed.stream);
-            if same_stream {
-                if let Some(followed) = self.followed.get_mut(&slot.0) {
-                    followed.listed = listed;
-                }
-                continue;
-            }
-            if self.followed.contains_key(&slot.0) {
-                // Its events come from elsewhere now: learnt anew, and that
-                // nobody listened at the old place says nothing any more.
-                self.state.clear(slot, true);
-                self.state.fence(slot, false);
-            }
-            let followed = self.follow(slot, listed);
-            self.followed.insert(slot.0, followed);
-        }
-        self.tell_replicas(&paths, streams);
-        info!(
-            ranks = self.followed.len(),
-            added = changes.added.len(),
-            removed = changes.removed.len(),
-            models = fleet.models.len(),
-            problems = self.problems.len(),
-            "fleet taken over"
-        );
-        self.has_list = true;
-        // Before anything that names a new slot.
-        self.flush();
-        self.roster_at = Some(Instant::now());
-    }
-
-    /// Numbers the fleet's models, loads the new ones, and turns the ranks'
-    /// indices into numbers. Ranks of models beyond the limit are left out.
-    fn take_models(&mut self, fleet: &mut Fleet) {
-        let assignment = self.catalog.take(&fleet.models);
-        for number in &assignment.removed {
-            if let Some(task) = self.loading.remove(number) {
-                task.abort();
-            }
-        }
-        for number in &assignment.to_load {
-            if let Some(spec) = self.catalog.spec(*number) {
-                let task = self.loader.start(*number, spec.clone());
-                if let Some(before) = self.loading.insert(*number, task) {
-                    before.abort();
-                }
-            }
-        }
-        if assignment.changes_cards {
-            self.cards_have_changed();
-        }
-        let number_of = |model: u16| assignment.numbers.get(usize::from(model)).copied().flatten();
-        for (model, _) in
-            fleet.models.iter().zip(&assignment.numbers).filter(|(_, it)| it.is_none())
-        {
-            fleet.problems.push(Problem { of: model.name.clone(), reason: "too_many_models" });
-        }
-        self.own_settings.clear();
-        for (model, card) in &fleet.settings {
-            let Some(number) = number_of(*model) else { continue };
-            if let Ok(settings) = self.router.of_card(card) {
-                self.own_settings.insert(number, settings);
-            } else {
-                let name = self.catalog.spec(number).map(|spec| spec.name.clone());
-                let of = name.unwrap_or_default();
-                fleet.problems.push(Problem { of, reason: "router_config" });
-            }
-        }
-        fleet.ranks.retain_mut(|rank| {
-            let number = number_of(rank.spec.model);
-            rank.spec.model = number.unwrap_or(rank.spec.model);
-            rank.spec.namespace = rank.namespace.as_deref().map_or(0, namespace_number);
-            number.is_some()
-        });
-        fleet.adapters.retain_mut(|adapter| {
-            let number = number_of(adapter.model);
-            adapter.model = number.unwrap_or(adapter.model);
-            number.is_some()
-        });
-    }
-
-    /// Says which slots stand for whom, and where others speak of requests.
-    fn tell_replicas(
-        &self,
-        paths: &BTreeMap<WorkerId, EndpointPath>,
-        streams: Vec<SequenceStream>,
-    ) {
-        let mut shared: BTreeMap<Option<&EndpointPath>, Arc<EndpointPath>> = BTreeMap::new();
-        let ranks: Vec<(WorkerSlot, Rank)> = self
-            .state
-            .tracked()
-            .map(|tracked| {
-                let worker = tracked.spec.worker;
-                let path = paths.get(&worker.id);
-                let path = shared
-                    .entry(path)
-                    .or_insert_with(|| Arc::new(path.cloned().unwrap_or_else(replicas::own_path)));
-                (tracked.slot, Rank { worker, path: Arc::clone(path) })
-            })
-            .collect();
-        let known = Known { directory: Directory::new(ranks), streams };
-        self.shared.exchange.known.send_replace(known);
-    }
-
-    fn follow(&self, slot: WorkerSlot, listed: ListedRank) -> Followed {
-        let (task, view) = self.starter.rank(slot, &listed).unzip();
-        Followed {
-            listed,
-            view,
-            task,
-            synced: false,
-            was_connected: false,
-            applied: None,
-            last_loss: None,
-        }
-    }
-
-    fn report(&self) -> Report {
-        let ranks: Vec<RankReport> = self
-            .state
-            .tracked()
-            .filter_map(|tracked| {
-                let followed = self.followed.get(&tracked.slot.0)?;
-                let has_events = tracked.spec.has_events;
-                Some(RankReport {
-                    slot: tracked.slot,
-                    is_fenced: tracked.is_fenced,
-                    listed: followed.listed.clone(),
-                    parity: if has_events { tracked.rank.parity() } else { Parity::Blind },
-                    tiers: tracked.tiers,
-                    blocks: tracked.rank.blocks(Medium::Device),
-                    lower_blocks: [Medium::HostPinned, Medium::Disk, Medium::External]
-                        .map(|medium| tracked.rank.blocks(medium)),
-                    orphans: tracked.rank.orphans(),
-                    pages: tracked.rank.pages(),
-                    applied: followed.applied,
-                    last_loss: followed.last_loss,
-                    counts: *tracked.rank.counts(),
-                    view: followed
-                        .view
-                        .as_ref()
-                        .map(|view| *view.lock().unwrap_or_else(PoisonError::into_inner)),
-                    load: self.usages.of(&tracked.spec.worker),
-                })
-            })
-            .collect();
-        let unready = self.unready(&ranks);
-        let of = |parity| ranks.iter().filter(|rank| rank.parity == parity).count() as u64;
-        self.metrics.set_levels(
-            ranks.iter().map(|rank| rank.blocks as u64).sum(),
-            [0, 1, 2].map(|tier| {
-                ranks.iter().filter_map(|rank| rank.lower_blocks.get(tier)).sum::<usize>() as u64
-            }),
-            [
-                ("exact", of(Parity::Exact)),
-                ("unproven", of(Parity::Unproven)),
-                ("blind", of(Parity::Blind)),
-            ],
-            unready.is_empty(),
-        );
-        Report {
-            ranks,
-            cards: Arc::clone(&self.cards),
-            settings: self.router.with(&self.own_settings),
-            router: Arc::clone(&self.router),
-            models_unready: self
-                .catalog
-                .unready()
-                .map(|(name, reason)| (name.to_owned(), reason))
-                .collect(),
-            problems: self.problems.clone(),
-            unready,
-            list_error: self.list_error.clone(),
-            updates_waiting: self.updates.len(),
-        }
-    }
-
-    fn unready(&self, ranks: &[RankReport]) -> Vec<String> {
-        let mut reasons = Vec::new();
-        for (model, reason) in self.catalog.unready() {
-            reasons.push(format!("model {model}: {reason}"));
-        }
-        if !self.has_list {
-            reasons.push("no_worker_list".to_owned());
-        } else if ranks.is_empty() {
-            reasons.push("no_workers".to_owned());
-        }
-        if !self.is_open() {
-            reasons.push("synchronising".to_owned());
-        }
-        for rank in ranks {
-            if rank.view.is_some_and(|view| view.standing.repairing) {
-                let worker = rank.listed.spec.worker;
-                reasons.push(format!("gap: worker {} rank {}", worker.id.0, worker.rank.0));
-            }
-        }
-        reasons
-    }
-}
-
-/// A number for a namespace, not 0. Only whether two are the same counts.
-fn namespace_number(namespace: &str) -> u32 {
-    let hash = xxh3_64(namespace.as_bytes());
-    u32::try_from(hash >> 32).unwrap_or(u32::MAX).max(1)
 }
