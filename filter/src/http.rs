@@ -136,13 +136,11 @@ impl Stream {
     }
 
     /// The gateway does not bring the body of this request, which is held:
-    /// routes it without. Returns whether it was held at all.
-    pub(crate) fn give_up_body(&mut self) -> bool {
-        let is_held = matches!(self.phase, Phase::Collecting(_));
-        if is_held {
-            let _ = self.decide_by_load(Reason::WrongPairing, 0);
-        }
-        is_held
+    /// routes it without. Returns what becomes of it, if it was held at all: with
+    /// no worker for it, it is answered here and must not go on.
+    pub(crate) fn give_up_body(&mut self) -> Option<Next> {
+        matches!(self.phase, Phase::Collecting(_))
+            .then(|| self.decide_by_load(Reason::WrongPairing, 0).unwrap_or(Next::Continue))
     }
 
     /// A part of the request's body is here; `len` bytes are buffered.

@@ -10,7 +10,7 @@ use core::cell::RefCell;
 use std::rc::{Rc, Weak};
 
 use crate::host;
-use crate::http::Stream;
+use crate::http::{Next, Stream};
 use crate::limits::{PAIRING_FAILURES_MAX, PAIRING_PROBE_EVERY, PAIRING_PROBE_MS, WATCHED_MAX};
 use crate::metrics::Counter;
 use crate::vm;
@@ -89,11 +89,14 @@ pub(crate) fn release_stuck(now_ms: u64) {
     let stuck = vm::with(|vm| vm.pairing.take_stuck(now_ms));
     for (context, stream) in stuck.unwrap_or_default() {
         let Ok(mut stream) = stream.try_borrow_mut() else { continue };
-        if !host::enter(context) || !stream.give_up_body() {
+        if !host::enter(context) {
             continue;
         }
+        let Some(next) = stream.give_up_body() else { continue };
         drop(stream);
-        host::resume_request();
+        if next == Next::Continue {
+            host::resume_request();
+        }
         vm::with(|vm| {
             vm.pairing.failures = vm.pairing.failures.saturating_add(1);
             vm.metrics.add(Counter::PairingWrong, 1);
