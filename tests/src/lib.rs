@@ -1,7 +1,8 @@
 //! Support library of the tests: the engine simulator, the local stack, the
 //! fleet that changes under load, the bookings run, several gateways, the runs
-//! against real Dynamo, and the comparison of routers.
+//! against real Dynamo, the comparison of routers, and the benchmarks.
 
+pub mod bench;
 pub mod bookings;
 pub mod dynamo;
 pub mod engine;
