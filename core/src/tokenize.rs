@@ -26,6 +26,7 @@
 
 mod added;
 mod aligned;
+mod border;
 mod cache;
 mod encode;
 mod file;
@@ -45,6 +46,7 @@ pub mod compile;
 mod tests;
 
 pub use aligned::AlignedBytes;
+pub use border::Border;
 pub use encode::Progress;
 pub use file::LoadError;
 
@@ -175,6 +177,23 @@ impl Tokenizer {
             Variant::Compiled(engine) => engine.encode_slice(text, progress, bytes_budget, out),
             #[cfg(feature = "hf-tokenizers")]
             Variant::Hf(engine) => engine.encode(text, out).map(|()| true),
+        }
+    }
+
+    /// The border that the encoding of `text` has come to: a place from which
+    /// this text, and any other that is the same up to [`Border::seen_to`], can
+    /// be encoded on by [`Progress::resume`].
+    ///
+    /// `progress` is where [`Self::encode_slice`] stopped. A budget of 1 makes
+    /// it stop behind each piece. `None` where there is no border: in a stretch
+    /// between two added tokens that Normalization Form C changes, where the end
+    /// of the text had a part in the tokens, and with a file of kind JSON.
+    #[must_use]
+    pub fn border(&self, text: &str, progress: &Progress) -> Option<Border> {
+        match &self.0 {
+            Variant::Compiled(engine) => engine.border(text, progress),
+            #[cfg(feature = "hf-tokenizers")]
+            Variant::Hf(_) => None,
         }
     }
 

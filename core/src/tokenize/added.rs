@@ -67,9 +67,9 @@ pub(crate) fn search(
         let Some(skipped) = next else { break };
         start += skipped;
         let rest = text.get(start..).unwrap_or_default();
-        let (longest, looked) = longest_at(trie, rest);
-        steps += looked;
-        if let Some((token, len)) = longest {
+        let walk = walk(trie, rest);
+        steps += walk.depth;
+        if let Some((token, len)) = walk.longest {
             let found = Some(Match { token, start, end: start + len });
             return Searched { found, until: start, steps: steps + start - from };
         }
@@ -78,22 +78,40 @@ pub(crate) fn search(
     Searched { found: None, until: stop.max(from), steps: steps + stop.saturating_sub(from) }
 }
 
-/// The longest added token that `text` starts with, and the bytes looked at.
-fn longest_at(trie: Trie<'_>, text: &[u8]) -> (Option<(TokenId, usize)>, usize) {
+/// How far `text` agrees with some added token.
+struct Walk {
+    /// The longest token that it starts with, and its bytes.
+    longest: Option<(TokenId, usize)>,
+    /// Bytes that agree.
+    depth: usize,
+    /// Whether a longer text could agree further.
+    goes_on: bool,
+}
+
+/// Follows the trie along `text`.
+fn walk(trie: Trie<'_>, text: &[u8]) -> Walk {
     let mut longest = None;
-    let mut at = 0;
+    let mut edges = node(trie, 0).map_or(&[][..], |node| node.edges);
     let mut depth = 0;
     for &byte in text.iter().take(ADDED_TOKEN_BYTES_MAX) {
-        let Some(edges) = node(trie, at).map(|node| node.edges) else { break };
         let found = edges.binary_search_by_key(&u32::from(byte), |edge| edge & 0xFF);
         let Some(&edge) = found.ok().and_then(|index| edges.get(index)) else { break };
-        at = (edge >> 8) as usize;
+        let Some(next) = node(trie, (edge >> 8) as usize) else { break };
         depth += 1;
-        if let Some(token) = node(trie, at).and_then(|node| node.token) {
+        if let Some(token) = next.token {
             longest = Some((token, depth));
         }
+        edges = next.edges;
     }
-    (longest, depth)
+    Walk { longest, depth, goes_on: !edges.is_empty() }
+}
+
+/// Bytes of `text` that have to be known to tell which added tokens it starts
+/// with: those that agree with one of them and the next one, unless nothing
+/// could follow. One more than there are if the end is what counts.
+pub(crate) fn agreement(trie: Trie<'_>, text: &[u8]) -> usize {
+    let walk = walk(trie, text);
+    walk.depth + usize::from(walk.goes_on)
 }
 
 struct Node<'a> {

@@ -24,38 +24,43 @@ const NORMALIZE_SHARE: u64 = 4;
 pub struct Progress {
     /// Length of the text, to notice when another one is passed. `None` before
     /// the first slice.
-    text_bytes: Option<usize>,
-    stage: Stage,
+    pub(super) text_bytes: Option<usize>,
+    pub(super) stage: Stage,
     /// Work done, in bytes looked at.
     steps: u64,
     /// Tokens appended.
-    tokens: usize,
+    pub(super) tokens: usize,
+    /// Up to here the raw text was looked at to cut it, as far as the pieces
+    /// know. Not kept up to date while the stretch is changed by normalizing.
+    pub(super) seen: usize,
+    /// Whether the end of the inner stretch had a part in cutting it.
+    pub(super) seen_end: bool,
     /// The stretch of raw text that is worked on, and the token that ends it.
-    raw: Stretch,
+    pub(super) raw: Stretch,
     /// Raw text up to here is normalized.
     normalized_to: usize,
     /// The normal form of the stretch, if it differs from the stretch.
-    normal: Option<String>,
+    pub(super) normal: Option<String>,
     /// The stretch between two added tokens of the normal form.
-    inner: Stretch,
+    pub(super) inner: Stretch,
 }
 
 /// Text between two added tokens.
 #[derive(Clone, Copy, Debug, Default)]
-struct Stretch {
+pub(super) struct Stretch {
     /// Where what is left of it starts.
-    start: usize,
+    pub(super) start: usize,
     /// Up to here it holds no added token.
     searched: usize,
     /// Where it ends, once that is known.
-    end: usize,
+    pub(super) end: usize,
     /// The added token that follows.
-    next: Option<Match>,
+    pub(super) next: Option<Match>,
 }
 
 impl Stretch {
     /// Starts over behind the added token.
-    fn restart(&mut self, at: usize) {
+    pub(super) fn restart(&mut self, at: usize) {
         *self = Self { start: at, searched: at, end: at, next: None };
     }
 
@@ -69,7 +74,7 @@ impl Stretch {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     #[default]
     FindAdded,
     Normalize,
@@ -80,10 +85,10 @@ enum Stage {
 
 /// A loaded tokenizer file and its caches.
 pub(crate) struct Engine {
-    file: super::AlignedBytes,
-    layout: Layout,
-    added_first: FirstBytes,
-    normal_added_first: FirstBytes,
+    pub(super) file: super::AlignedBytes,
+    pub(super) layout: Layout,
+    pub(super) added_first: FirstBytes,
+    pub(super) normal_added_first: FirstBytes,
     words: Words,
     /// A word with spaces for [`LOW_LINE`]s.
     spaced: String,
@@ -213,11 +218,15 @@ impl Run<'_> {
         let text = self.text.get(..end).ok_or(EncodeError::OtherText)?;
         let to = normalize::chunk_end(text, from).ok_or(EncodeError::PretokenTooLong)?;
         let chunk = text.get(from..to).ok_or(EncodeError::OtherText)?;
-        let changed = progress.normal.is_some() || !normalize::is_normal(chunk);
-        if changed {
-            let before = text.get(start..from).ok_or(EncodeError::OtherText)?;
-            let normal = progress.normal.get_or_insert_with(|| before.to_owned());
+        if let Some(normal) = &mut progress.normal {
             normalize::append_normal(chunk, normal);
+        } else if !normalize::is_normal(chunk) {
+            let before = text.get(start..from).ok_or(EncodeError::OtherText)?;
+            let mut normal = before.to_owned();
+            normalize::append_normal(chunk, &mut normal);
+            // It may have been normal after all.
+            let changed = normal.get(before.len()..) != Some(chunk);
+            progress.normal = changed.then_some(normal);
         }
         progress.steps += chunk.len() as u64 / NORMALIZE_SHARE + 1;
         progress.normalized_to = to;
@@ -243,27 +252,37 @@ impl Run<'_> {
     fn pieces(&mut self, progress: &mut Progress, pause_at: u64) -> Result<(), EncodeError> {
         let (mut at, end) = (progress.inner.start, progress.inner.end);
         let (mut steps, before) = (progress.steps, self.out.len());
+        let (mut seen, mut seen_end) = (0, progress.seen_end);
         let stretch = progress.stretch(self.text)?;
         let stretch_len = stretch.len();
         let part = stretch.get(..end).ok_or(EncodeError::OtherText)?;
         let tokens_max = TOKENIZE_TOKENS_MAX.saturating_sub(progress.tokens);
         while at < end && self.out.len() - before <= tokens_max {
-            let (next, looked) = match self.kind {
+            let (next, looked, seen_here) = match self.kind {
                 Kind::SentencePiece => self.seam_piece(part, at)?,
                 Kind::ByteLevel | Kind::Json => {
                     let left = self.steps_max.saturating_sub(steps);
                     let piece = split::next_piece(self.tables, part.as_bytes(), at, left)?;
                     let word = part.get(at..piece.end).ok_or(EncodeError::Broken)?;
                     self.words.encode(self.tables, self.kind, word, self.out);
-                    (piece.end, piece.steps)
+                    (piece.end, piece.steps, piece.seen)
                 }
             };
             at = next;
             steps += looked;
+            if seen_here > end {
+                seen_end = true;
+            } else {
+                seen = seen.max(seen_here);
+            }
             if steps >= pause_at || steps > self.steps_max {
                 break;
             }
         }
+        if progress.normal.is_none() {
+            progress.seen = progress.seen.max(progress.raw.start + seen);
+        }
+        progress.seen_end = seen_end;
         progress.inner.start = at;
         progress.steps = steps;
         if at >= end {
@@ -272,7 +291,9 @@ impl Run<'_> {
         self.count(progress, before)
     }
 
-    fn seam_piece(&mut self, part: &str, at: usize) -> Result<(usize, u64), EncodeError> {
+    /// Encodes the word at `at`: where it ends, the steps that took, and up to
+    /// where `part` had a say in that.
+    fn seam_piece(&mut self, part: &str, at: usize) -> Result<(usize, u64, usize), EncodeError> {
         let tail = part.get(at..).ok_or(EncodeError::Broken)?;
         let word = words::seam_word(self.tables, tail).ok_or(EncodeError::PretokenTooLong)?;
         let text = tail.get(..word.end).ok_or(EncodeError::Broken)?;
@@ -283,11 +304,15 @@ impl Run<'_> {
         } else {
             self.words.encode(self.tables, self.kind, text, self.out);
         }
-        Ok((at + word.end, word.end as u64))
+        let end = at + word.end;
+        let seen =
+            end + part.get(end..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8);
+        Ok((end, word.end as u64, seen))
     }
 
     /// Appends the added token behind the pieces and decides what comes next.
     fn after_pieces(&mut self, progress: &mut Progress, stretch_len: usize) {
+        progress.seen_end = false;
         if let Some(next) = progress.inner.next {
             self.out.push(next.token);
             progress.inner.restart(next.end);
@@ -302,7 +327,11 @@ impl Run<'_> {
                 self.out.push(next.token);
                 next.end
             }
-            None => raw_end,
+            None => {
+                // The end of the text had a part in the last tokens.
+                progress.seen = usize::MAX;
+                raw_end
+            }
         };
         progress.raw.restart(next_start);
         progress.normal = None;

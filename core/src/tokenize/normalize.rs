@@ -15,6 +15,9 @@ use crate::limits::PRETOKEN_BYTES_MAX;
 /// Bytes after which a chunk ends at the next border.
 const CHUNK_BYTES: usize = 4096;
 
+/// Bytes that [`settled`] looks at.
+const SETTLED_BYTES_MAX: usize = 1024;
+
 /// The end of the chunk of `text` that starts at `start`.
 ///
 /// `None` if there is no border within [`PRETOKEN_BYTES_MAX`] after the usual
@@ -33,6 +36,28 @@ pub(crate) fn chunk_end(text: &str, start: usize) -> Option<usize> {
         }
     }
     Some(text.len())
+}
+
+/// Up to where `text` has to be known so that its first `from` bytes are in
+/// Normalization Form C whatever follows, given that they are as they stand:
+/// behind the next border, or one more than there is if `text` ends before.
+///
+/// `None` if there is no border within [`SETTLED_BYTES_MAX`].
+pub(crate) fn settled(text: &str, from: usize) -> Option<usize> {
+    let mut at = from;
+    while at < text.len() && !text.is_char_boundary(at) {
+        at += 1;
+    }
+    let Some(tail) = text.get(at..) else { return Some(from) };
+    for (index, character) in tail.char_indices() {
+        if is_border(character) {
+            return Some(at + index + character.len_utf8());
+        }
+        if index > SETTLED_BYTES_MAX {
+            return None;
+        }
+    }
+    Some(text.len() + 1)
 }
 
 /// Whether `chunk` is certainly in Normalization Form C.

@@ -44,6 +44,9 @@ pub(crate) struct Piece {
     pub(crate) end: usize,
     /// Bytes looked at.
     pub(crate) steps: u64,
+    /// Up to here the text had a part in the cut; one more than there is if its
+    /// end had.
+    pub(crate) seen: usize,
 }
 
 /// The piece of `text` that starts at `start`, which must be before its end.
@@ -62,11 +65,12 @@ pub(crate) fn next_piece(
     steps_max: u64,
 ) -> Result<Piece, EncodeError> {
     let mut at = start;
-    let mut steps = 0;
+    let (mut steps, mut seen) = (0, start);
     let mut gap = None;
     while at < text.len() {
         let look = match_at(tables, text, at).ok_or(EncodeError::PretokenTooLong)?;
-        steps += look.steps;
+        steps += look.steps as u64;
+        seen = seen.max(at + look.steps);
         let (end, gap_here) = match look.found {
             Some((end, kind)) if kind < MATCH_GAP => (end, None),
             Some((end, kind)) => (end, Some(kind)),
@@ -74,13 +78,13 @@ pub(crate) fn next_piece(
         };
         // A gap ends at a match, and at a gap of another kind.
         if at > start && gap != gap_here {
-            return Ok(Piece { end: at, steps });
+            return Ok(Piece { end: at, steps, seen });
         }
         if end - start > PRETOKEN_BYTES_MAX {
             return Err(EncodeError::PretokenTooLong);
         }
         if gap_here.is_none() {
-            return Ok(Piece { end, steps });
+            return Ok(Piece { end, steps, seen });
         }
         if steps > steps_max {
             return Err(EncodeError::TooMuchWork);
@@ -88,15 +92,15 @@ pub(crate) fn next_piece(
         gap = gap_here;
         at = end;
     }
-    Ok(Piece { end: at, steps })
+    Ok(Piece { end: at, steps, seen })
 }
 
 /// What lies at one position.
 struct Look {
     /// The end and the kind of the match, if there is one.
     found: Option<(usize, u8)>,
-    /// Bytes looked at.
-    steps: u64,
+    /// Bytes looked at, and one more if the end was.
+    steps: usize,
 }
 
 /// Matches at `start`. `None` if that takes looking too far ahead.
@@ -138,7 +142,7 @@ fn match_at(tables: &Tables<'_>, text: &[u8], start: usize) -> Option<Look> {
         let kind = tables.dfa_matches.get(state - FIRST_MATCH).copied()?;
         Some((start + match_len(tail, len, kind)?, kind))
     });
-    Some(Look { found, steps: looked as u64 + 1 })
+    Some(Look { found, steps: looked + 1 })
 }
 
 /// The length of the piece of a match; `None` if nothing is left of it.

@@ -15,6 +15,7 @@ macro_rules! entry {
     };
 }
 
+mod borders;
 mod loading;
 mod refusals;
 
