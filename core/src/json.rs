@@ -121,8 +121,9 @@ impl<'a> RawJson<'a> {
     /// Allocates only if the string has escapes.
     #[must_use]
     pub fn string(self) -> Option<Cow<'a, str>> {
-        let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
-        Some(if inner.contains('\\') { Cow::Owned(unescape(inner)) } else { Cow::Borrowed(inner) })
+        let mut resolved = String::new();
+        let plain = Scanner::new(self.0).resolved(&mut resolved).ok()?;
+        Some(plain.map_or(Cow::Owned(resolved), Cow::Borrowed))
     }
 
     /// Whether this is a string equal to `expected`.
@@ -272,42 +273,6 @@ impl<'a> Iterator for Items<'a> {
         self.state = if item.is_some() { Walk::Inside } else { Walk::Done };
         item
     }
-}
-
-/// Resolves the escapes of a string's inside, which is known to be valid.
-fn unescape(inner: &str) -> String {
-    let mut out = String::with_capacity(inner.len());
-    let mut rest = inner;
-    while let Some((plain, escape)) = rest.split_once('\\') {
-        out.push_str(plain);
-        let mut chars = escape.chars();
-        match chars.next() {
-            Some('b') => out.push('\u{8}'),
-            Some('f') => out.push('\u{c}'),
-            Some('n') => out.push('\n'),
-            Some('r') => out.push('\r'),
-            Some('t') => out.push('\t'),
-            Some('u') => {
-                let mut unit = take_hex4(&mut chars);
-                if (0xd800..0xdc00).contains(&unit) {
-                    chars.next();
-                    chars.next();
-                    let low = take_hex4(&mut chars);
-                    unit = 0x1_0000 + ((unit - 0xd800) << 10 | (low & 0x3ff));
-                }
-                out.push(char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER));
-            }
-            Some(itself) => out.push(itself),
-            None => {}
-        }
-        rest = chars.as_str();
-    }
-    out.push_str(rest);
-    out
-}
-
-fn take_hex4(chars: &mut std::str::Chars<'_>) -> u32 {
-    chars.by_ref().take(4).fold(0, |unit, digit| unit << 4 | digit.to_digit(16).unwrap_or(0))
 }
 
 #[cfg(test)]

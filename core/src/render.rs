@@ -27,6 +27,7 @@ use std::fmt;
 use std::io;
 
 use minijinja::{Environment, Error, ErrorKind, Value};
+use simdutf8::basic::from_utf8;
 
 use crate::json::RawJson;
 use crate::limits::RENDERED_BYTES_MAX;
@@ -176,6 +177,10 @@ pub struct ChatTemplate {
     rewrite: Rewrite,
 }
 
+/// Room for what a template prints besides the messages, in bytes. More is found
+/// when it is needed.
+const RENDERED_MORE_BYTES: usize = 1024;
+
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
@@ -319,7 +324,10 @@ impl ChatTemplate {
             context.push((Value::from("reasoning_effort"), builder.json(effort)?));
         }
         extend_with_members(chat.template_args, &mut builder, &mut context)?;
-        self.evaluate(name, context)
+        // Escapes take more room in the body than what they stand for, and a
+        // template's own text is short.
+        let bytes_expected = chat.messages.text().len() + RENDERED_MORE_BYTES;
+        self.evaluate(name, context, bytes_expected)
     }
 
     /// The special tokens and the functions that need the request's time.
@@ -332,14 +340,19 @@ impl ChatTemplate {
         context
     }
 
-    fn evaluate(&self, name: &str, context: Vec<(Value, Value)>) -> Result<String, RenderError> {
+    fn evaluate(
+        &self,
+        name: &str,
+        context: Vec<(Value, Value)>,
+        bytes_expected: usize,
+    ) -> Result<String, RenderError> {
         let template = self.env.get_template(name).map_err(|_| RenderError::Failed)?;
-        let mut out = Bounded { bytes: Vec::new(), full: false };
+        let mut out = Bounded { text: String::with_capacity(bytes_expected), full: false };
         let rendered = template.render_captured_to(value::dict(context), &mut out).map(drop);
         match rendered {
             _ if out.full => Err(RenderError::TooLarge),
             Err(error) => Err(classify(&error)),
-            Ok(()) => String::from_utf8(out.bytes).map_err(|_| RenderError::Failed),
+            Ok(()) => Ok(out.text),
         }
     }
 
@@ -357,7 +370,7 @@ impl ChatTemplate {
                 (Value::from("documents"), value::none()),
                 (Value::from("add_generation_prompt"), Value::from(false)),
             ]);
-            self.evaluate(DEFAULT, context).unwrap_or_default()
+            self.evaluate(DEFAULT, context, 0).unwrap_or_default()
         };
         let part = value::dict(vec![
             (Value::from("type"), Value::from("text")),
@@ -387,17 +400,19 @@ fn extend_with_members(
 
 /// A writer that refuses what is beyond [`RENDERED_BYTES_MAX`].
 struct Bounded {
-    bytes: Vec<u8>,
+    text: String,
     full: bool,
 }
 
 impl io::Write for &mut Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + bytes.len() > RENDERED_BYTES_MAX {
+        if self.text.len() + bytes.len() > RENDERED_BYTES_MAX {
             self.full = true;
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        self.bytes.extend_from_slice(bytes);
+        // The engine writes pieces of text one by one, none of them in parts.
+        let piece = from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData)?;
+        self.text.push_str(piece);
         Ok(bytes.len())
     }
 

@@ -108,17 +108,15 @@ impl Rewrite {
 
     fn vllm_message(self, message: &PyDict, builder: &mut Builder) -> Result<Value, RenderError> {
         let role = message.get("role").and_then(Value::as_str).ok_or(RenderError::Messages)?;
-        let texts = vllm_texts(present(message, "content"))?;
-        let parts = self.content_format == ContentFormat::Parts && role != "tool";
-        let content = if parts {
+        let mut texts = vllm_texts(present(message, "content"))?;
+        let is_parts = self.content_format == ContentFormat::Parts;
+        let content = if is_parts && role != "tool" {
             let part = |text| dict(vec![entry("type", "text".into()), entry("text", text)]);
-            list(texts.into_iter().map(|text| part(Value::from(text))).collect())
-        } else if self.content_format == ContentFormat::Parts {
-            Value::from(texts.join("\n"))
+            list(texts.into_iter().map(part).collect())
         } else {
-            // An empty part leaves no line of its own.
-            let filled: Vec<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
-            Value::from(filled.join("\n"))
+            // An empty part leaves no line of its own, if text is what is taken.
+            texts.retain(|text| is_parts || text.as_str().is_some_and(|text| !text.is_empty()));
+            joined(texts)
         };
         let mut entries = vec![entry("role", Value::from(role)), entry("content", content)];
         match role {
@@ -190,19 +188,28 @@ fn alias_reasoning(message: &Value, fields: &PyDict) -> Value {
     dict(entries)
 }
 
-/// The texts of a message's content, one for each part.
-fn vllm_texts(content: Option<&Value>) -> Result<Vec<String>, RenderError> {
+/// Texts as lines. One alone, which is the rule, is not copied.
+fn joined(mut texts: Vec<Value>) -> Value {
+    if texts.len() == 1 {
+        return texts.pop().unwrap_or_default();
+    }
+    let lines: Vec<&str> = texts.iter().filter_map(Value::as_str).collect();
+    Value::from(lines.join("\n"))
+}
+
+/// The texts of a message's content, one for each part: strings.
+fn vllm_texts(content: Option<&Value>) -> Result<Vec<Value>, RenderError> {
     let Some(content) = content else {
         return Ok(Vec::new());
     };
-    if let Some(text) = content.as_str() {
-        return Ok(vec![text.to_owned()]);
+    if content.as_str().is_some() {
+        return Ok(vec![content.clone()]);
     }
     let parts = as_list(content).ok_or(RenderError::Messages)?;
     let mut texts = Vec::with_capacity(parts.len());
     for part in parts {
-        if let Some(text) = part.as_str() {
-            texts.push(text.to_owned());
+        if part.as_str().is_some() {
+            texts.push(part.clone());
             continue;
         }
         let part = as_dict(part).ok_or(RenderError::Messages)?;
@@ -214,7 +221,8 @@ fn vllm_texts(content: Option<&Value>) -> Result<Vec<String>, RenderError> {
             _ => return Err(RenderError::Media),
         };
         match present(part, field) {
-            Some(text) => texts.push(text.as_str().ok_or(RenderError::Messages)?.to_owned()),
+            Some(text) if text.as_str().is_none() => return Err(RenderError::Messages),
+            Some(text) => texts.push(text.clone()),
             None if matches!(kind, "text" | "refusal") => {}
             None => return Err(RenderError::Messages),
         }

@@ -41,9 +41,25 @@ impl Object for PyList {
 pub(super) struct PyDict {
     /// In the order of insertion; no two keys are equal.
     entries: Vec<(Value, Value)>,
-    /// Indexes into `entries` in the order of the keys. Looking up by search
-    /// rather than by hash: no client can choose colliding keys.
+    /// Indexes into `entries` in the order of the keys, if there are more than
+    /// [`SMALL_ENTRIES`]. Looking up by search rather than by hash: no client can
+    /// choose colliding keys.
     sorted: Vec<u32>,
+}
+
+/// Up to how many entries looking at one after the other is fastest. Messages have
+/// two to five.
+const SMALL_ENTRIES: usize = 8;
+
+fn has_doubles(entries: &[(Value, Value)]) -> bool {
+    let mut rest = entries;
+    while let Some((first, others)) = rest.split_first() {
+        if others.iter().any(|other| key_text(other) == key_text(first)) {
+            return true;
+        }
+        rest = others;
+    }
+    false
 }
 
 fn key_text(entry: &(Value, Value)) -> &str {
@@ -53,6 +69,9 @@ fn key_text(entry: &(Value, Value)) -> &str {
 impl PyDict {
     /// Builds a dict of entries in the order in which they are set.
     pub(super) fn new(entries: Vec<(Value, Value)>) -> Self {
+        if entries.len() <= SMALL_ENTRIES && !has_doubles(&entries) {
+            return PyDict { entries, sorted: Vec::new() };
+        }
         let mut order: Vec<usize> = (0..entries.len()).collect();
         let text = |index: usize| entries.get(index).map_or("", key_text);
         // Equal keys stay in the order of insertion.
@@ -79,6 +98,9 @@ impl PyDict {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        if self.entries.len() <= SMALL_ENTRIES {
+            return self.entries.iter().find(|entry| key_text(entry) == key).map(|entry| &entry.1);
+        }
         let text = |index: &u32| self.entries.get(*index as usize).map_or("", key_text);
         let at = self.sorted.binary_search_by(|index| text(index).cmp(key)).ok()?;
         let index = *self.sorted.get(at)?;
@@ -153,11 +175,13 @@ pub(super) fn none() -> Value {
 #[derive(Debug)]
 pub(super) struct Builder {
     left: usize,
+    /// The last string that had escapes, resolved. Kept for its room.
+    resolved: String,
 }
 
 impl Builder {
     pub(super) fn new() -> Self {
-        Builder { left: TEMPLATE_VALUES_MAX }
+        Builder { left: TEMPLATE_VALUES_MAX, resolved: String::new() }
     }
 
     /// What Python's `json.loads` makes of a value. Each byte is read once; the
@@ -178,12 +202,11 @@ impl Builder {
                 scanner.space();
                 scanner.take(b',');
                 scanner.space();
-                // Only the closing brace is no scalar here.
-                let Ok(key) = scanner.scalar() else { break };
+                // Only the closing brace is no string here.
+                let Some(key) = self.string(scanner) else { break };
                 scanner.space();
                 scanner.take(b':');
                 scanner.space();
-                let key = Value::from(&*key.string().unwrap_or_default());
                 entries.push((key, self.value(scanner)?));
             }
             scanner.take(b'}');
@@ -201,16 +224,25 @@ impl Builder {
                 items.push(self.value(scanner)?);
             }
         }
+        if let Some(text) = self.string(scanner) {
+            return Ok(text);
+        }
         Ok(scanner.scalar().map_or_else(|_| none(), scalar))
+    }
+
+    /// The string at the position; `None` if there is something else.
+    fn string(&mut self, scanner: &mut Scanner<'_>) -> Option<Value> {
+        let plain = scanner.resolved(&mut self.resolved).ok()?;
+        Some(Value::from(plain.unwrap_or(&self.resolved)))
     }
 }
 
+/// A scalar other than a string.
 fn scalar(json: RawJson<'_>) -> Value {
     match json.kind() {
-        JsonKind::String => Value::from(&*json.string().unwrap_or_default()),
         JsonKind::Bool => Value::from(json.boolean()),
         JsonKind::Number => number(json),
-        JsonKind::Null | JsonKind::Array | JsonKind::Object => none(),
+        JsonKind::Null | JsonKind::String | JsonKind::Array | JsonKind::Object => none(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use simdutf8::basic::from_utf8;
+
 use super::RequestError;
 use crate::json::{JsonError, Member, RawJson, Scanner};
 use crate::limits::{BODY_BYTES_MAX, NVEXT_MEMBERS_MAX};
@@ -151,7 +153,7 @@ impl<'a> Envelope<'a> {
         if body.len() > BODY_BYTES_MAX {
             return Err(RequestError::TooLarge);
         }
-        let text = std::str::from_utf8(body).map_err(|_| RequestError::InvalidUtf8)?;
+        let text = from_utf8(body).map_err(|_| RequestError::InvalidUtf8)?;
         let mut scanner = Scanner::new(text);
         scanner.space();
         if scanner.peek() != Some(b'{') {
