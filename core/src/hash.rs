@@ -24,6 +24,8 @@
 //!
 //! Where tokens come from is not known here.
 
+use core::ops::Range;
+
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::ids::{BlockHash, SequenceHash, TokenId};
@@ -147,12 +149,45 @@ pub fn sequence_hashes(
     salt: Salt<'_>,
     out: &mut Vec<SequenceHash>,
 ) -> bool {
-    let seed = salt.seed();
     let blocks = shape.blocks(tokens.len());
     let taken = blocks.min(PROMPT_BLOCKS_MAX);
-    out.reserve(taken);
-    let mut parent = None;
-    for block in 0..taken {
+    append(tokens, shape, salt.seed(), 0..taken, None, out);
+    taken < blocks
+}
+
+/// Appends the next sequence hashes of a prompt whose first ones are all of
+/// `out`, so that a long prompt can be hashed a part at a time.
+///
+/// - `seed`: [`Salt::seed`] of the prompt.
+/// - `blocks_max`: most blocks that are hashed now.
+///
+/// Returns whether no more are to come; `out` is then what [`sequence_hashes`]
+/// appends.
+pub fn next_sequence_hashes(
+    tokens: &[TokenId],
+    shape: BlockShape,
+    seed: u64,
+    blocks_max: usize,
+    out: &mut Vec<SequenceHash>,
+) -> bool {
+    let taken = shape.blocks(tokens.len()).min(PROMPT_BLOCKS_MAX);
+    let done = out.len();
+    let end = taken.min(done.saturating_add(blocks_max));
+    append(tokens, shape, seed, done..end, out.last().copied(), out);
+    end >= taken
+}
+
+/// - `parent`: the hash of the block before the range.
+fn append(
+    tokens: &[TokenId],
+    shape: BlockShape,
+    seed: u64,
+    blocks: Range<usize>,
+    mut parent: Option<SequenceHash>,
+    out: &mut Vec<SequenceHash>,
+) {
+    out.reserve(blocks.len());
+    for block in blocks {
         let start = block * shape.block_size as usize;
         let Some(window) = tokens.get(start..start + shape.window()) else {
             break;
@@ -161,7 +196,6 @@ pub fn sequence_hashes(
         out.push(hash);
         parent = Some(hash);
     }
-    taken < blocks
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //! decides what happens when one of them cannot do its work.
 //!
 //! In two steps, because only the second depends on what other VMs do at the
-//! same time: [`prepare`] reads the prompt once, [`select()`] weighs the workers
-//! and may be repeated when the state has moved on.
+//! same time: a [`Reading`] reads the prompt once, a part at a time where it is
+//! long; [`select()`] weighs the workers and may be repeated when the state has
+//! moved on.
 //!
 //! # Terms
 //!
@@ -28,7 +29,7 @@ mod unplaced;
 mod weigh;
 
 pub use choice::{Choice, Leg, Tracking};
-pub use read::{Circumstances, prepare};
+pub use read::{Circumstances, Reading, prepare};
 pub use select::select;
 pub use unplaced::{LegKind, Unplaced};
 

@@ -254,3 +254,31 @@ fn a_prompt_beyond_the_limit_is_cut_and_says_so() {
     assert!(sequence_hashes(&tokens, plain(1), PLAIN, &mut out));
     assert_eq!(out.len(), PROMPT_BLOCKS_MAX);
 }
+
+/// Goal: a prompt hashed a part at a time has the hashes of the whole.
+#[test]
+fn parts_are_the_whole() {
+    for shape in [plain(16), BlockShape { eagle: true, ..plain(4) }, plain(0), plain(1_000)] {
+        let mut whole = Vec::new();
+        sequence_hashes(&tokens(), shape, PLAIN, &mut whole);
+        for blocks_max in [1, 2, 3, 1_000] {
+            let mut parts = Vec::new();
+            let mut calls = 1;
+            while !next_sequence_hashes(&tokens(), shape, PLAIN.seed(), blocks_max, &mut parts) {
+                assert_eq!(parts.len(), calls * blocks_max);
+                calls += 1;
+            }
+            assert_eq!(parts, whole, "{shape:?}, {blocks_max} at a time");
+        }
+    }
+}
+
+#[test]
+fn parts_end_at_the_limit() {
+    let tokens: Vec<TokenId> = vec![7; PROMPT_BLOCKS_MAX + 1];
+    let mut parts = Vec::new();
+    let seed = PLAIN.seed();
+    assert!(!next_sequence_hashes(&tokens, plain(1), seed, PROMPT_BLOCKS_MAX - 1, &mut parts));
+    assert!(next_sequence_hashes(&tokens, plain(1), seed, usize::MAX, &mut parts));
+    assert_eq!(parts.len(), PROMPT_BLOCKS_MAX);
+}

@@ -3,14 +3,17 @@
 use super::Prepared;
 use crate::choose::Random;
 use crate::demands::Demands;
-use crate::hash::{BlockShape, Salt, sequence_hashes};
 use crate::ids::TokenId;
 use crate::limits::CARD_MODELS_MAX;
 use crate::models::Models;
 use crate::reason::Reason;
-use crate::render::{Flavour, WallClock};
+use crate::render::WallClock;
 use crate::request::{ParsedRequest, Prompt};
 use crate::roster::{Adapter, Role, Roster};
+
+mod reading;
+
+pub use reading::Reading;
 
 /// What is known of a request besides its body.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +30,7 @@ pub struct Circumstances<'a> {
     pub demands: &'a Demands,
 }
 
-/// Reads a request's prompt: finds the model, renders, tokenizes, hashes.
+/// Reads a request's prompt at once: finds the model, renders, tokenizes, hashes.
 ///
 /// - `roster`: says how many workers each generation of the model has, and
 ///   which LoRA adapters there are.
@@ -39,47 +42,11 @@ pub fn prepare(
     circumstances: &Circumstances<'_>,
     random: &mut Random,
 ) -> Prepared {
-    let body_bytes = circumstances.body_bytes;
-    let by_load = |reason, model| Prepared {
-        demands: circumstances.demands.clone(),
-        ..Prepared::by_load(reason, model, body_bytes)
-    };
-    let Some(Target { model, adapter }) = find_target(models, roster, &request.model, random)
-    else {
-        return by_load(Reason::UnknownModel, None);
-    };
-    let holders = adapter.map(|adapter| adapter.holders.clone());
-    let read = read_tokens(models, model, request, circumstances.now);
-    let (tokens, reason) = match read {
-        Ok(read) => read,
-        Err(reason) => {
-            return Prepared { holders, ..by_load(reason, Some(model)) };
+    let mut reading = Reading::begin(models, roster, request, circumstances, random);
+    loop {
+        if let Some(prepared) = reading.step(models, usize::MAX) {
+            return prepared;
         }
-    };
-    let shape = models.model(model).map_or(BlockShape { block_size: 0, eagle: false }, |model| {
-        BlockShape { block_size: model.card().block_size, eagle: model.card().eagle }
-    });
-    let salt = Salt {
-        lora: adapter.map(|adapter| adapter.lora.as_str()),
-        cache_salt: cache_salt(request, circumstances),
-    };
-    let mut hashes = Vec::new();
-    sequence_hashes(&tokens, shape, salt, &mut hashes);
-    // The other flavours refuse media when they render.
-    let may_have_media =
-        models.model(model).is_some_and(|model| model.card().flavour == Flavour::Raw);
-    let is_whole = reason == Reason::Kv && !(may_have_media && request.prompt.has_media());
-    let reason = if hashes.is_empty() { Reason::ShortPrompt } else { reason };
-    Prepared {
-        model: Some(model),
-        holders,
-        reason,
-        prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
-        tokens,
-        hashes,
-        block_size: shape.block_size,
-        is_whole,
-        demands: circumstances.demands.clone(),
     }
 }
 
@@ -143,63 +110,55 @@ fn generation(roster: &Roster, targets: &[Target<'_>], random: &mut Random) -> u
     0
 }
 
-fn read_tokens(
+/// What the model is to read, as far as the request alone says it.
+enum Source {
+    /// It is tokenized already.
+    Tokens(Vec<TokenId>),
+    /// Text, and the tokens that go before it.
+    Text(Vec<TokenId>, String),
+}
+
+/// Finds or renders the prompt, and says how a request with it is routed.
+fn source(
     models: &mut Models,
     number: u16,
     request: &ParsedRequest<'_>,
     now: WallClock,
-) -> Result<(Vec<TokenId>, Reason), Reason> {
+) -> Result<(Source, Reason), Reason> {
     if matches!(request.prompt, Prompt::Unread) {
         return Err(Reason::ByLoadApi);
     }
     if let Some(tokens) = request.nvext.as_ref().and_then(|nvext| nvext.token_data.as_ref()) {
-        return Ok((tokens.clone(), Reason::Kv));
+        return Ok((Source::Tokens(tokens.clone()), Reason::Kv));
     }
     if request.alteration.is_some() {
         return Err(Reason::AlteredPrompt);
     }
-    match &request.prompt {
-        Prompt::Unread => Err(Reason::ByLoadApi),
-        Prompt::Tokens(tokens) => Ok((tokens.clone(), Reason::Kv)),
+    let model = models.model(number).ok_or(Reason::UnknownModel)?;
+    let prefix = |is_by_default| match request.add_special_tokens.unwrap_or(is_by_default) {
+        true => model.card().completion_prefix.clone(),
+        false => Vec::new(),
+    };
+    let found = match &request.prompt {
+        Prompt::Unread => return Err(Reason::ByLoadApi),
+        Prompt::Tokens(tokens) => (Source::Tokens(tokens.clone()), Reason::Kv),
         Prompt::TokenLists(lists) => {
-            Ok((lists.first().cloned().unwrap_or_default(), Reason::Batch))
+            (Source::Tokens(lists.first().cloned().unwrap_or_default()), Reason::Batch)
         }
-        Prompt::Text(text) => {
-            completion_tokens(models, number, text, request).map(|tokens| (tokens, Reason::Kv))
-        }
+        Prompt::Text(text) => (Source::Text(prefix(true), text.clone().into_owned()), Reason::Kv),
         Prompt::Texts(texts) => {
-            let first = texts.first().map_or("", |text| text.as_ref());
-            completion_tokens(models, number, first, request).map(|tokens| (tokens, Reason::Batch))
+            let first = texts.first().map_or_else(String::new, |text| text.clone().into_owned());
+            (Source::Text(prefix(true), first), Reason::Batch)
         }
         Prompt::Chat(chat) => {
-            let model = models.model(number).ok_or(Reason::UnknownModel)?;
-            let template = model.template()?;
-            let text = template.render(chat, now).map_err(|_| Reason::RenderFailed)?;
+            let text = model.template()?.render(chat, now).map_err(|_| Reason::RenderFailed)?;
             // Templates print their own special tokens; engines add none to
             // them unless told to.
-            let mut tokens = match request.add_special_tokens {
-                Some(true) => model.card().completion_prefix.clone(),
-                Some(false) | None => Vec::new(),
-            };
-            let tokenizer = models.tokenizer(number)?;
-            tokenizer.encode(&text, &mut tokens).map_err(|_| Reason::PromptTooLong)?;
-            Ok((tokens, Reason::Kv))
+            (Source::Text(prefix(false), text), Reason::Kv)
         }
-    }
-}
-
-fn completion_tokens(
-    models: &mut Models,
-    number: u16,
-    text: &str,
-    request: &ParsedRequest<'_>,
-) -> Result<Vec<TokenId>, Reason> {
-    let model = models.model(number).ok_or(Reason::UnknownModel)?;
-    let mut tokens = match request.add_special_tokens {
-        Some(false) => Vec::new(),
-        Some(true) | None => model.card().completion_prefix.clone(),
     };
-    let tokenizer = models.tokenizer(number)?;
-    tokenizer.encode(text, &mut tokens).map_err(|_| Reason::PromptTooLong)?;
-    Ok(tokens)
+    if let (Source::Text(..), _) = found {
+        models.tokenizer(number)?;
+    }
+    Ok(found)
 }

@@ -362,3 +362,4 @@ fn equal_workers_share() {
 mod demands;
 mod legs;
 mod names;
+mod reading;
