@@ -25,6 +25,7 @@
 //! Where tokens come from is not known here.
 
 use core::ops::Range;
+use std::borrow::Cow;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -89,23 +90,16 @@ impl BlockShape {
 /// - `seed`: [`Salt::seed`] of the prompt.
 #[must_use]
 pub fn block_hash(tokens: &[TokenId], seed: u64) -> BlockHash {
-    /// Tokens that fit the buffer on the stack: every block size in use.
-    const STACK_TOKENS: usize = 129;
-    let mut stack = [0_u8; STACK_TOKENS * 4];
-    let heap: Vec<u8>;
-    let bytes = match stack.get_mut(..tokens.len() * 4) {
-        Some(bytes) => {
-            for (target, token) in bytes.chunks_exact_mut(4).zip(tokens) {
-                target.copy_from_slice(&token.to_le_bytes());
-            }
-            &*bytes
-        }
-        None => {
-            heap = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-            heap.as_slice()
-        }
-    };
-    BlockHash(xxh3_64_with_seed(bytes, seed))
+    BlockHash(xxh3_64_with_seed(&le_bytes(tokens), seed))
+}
+
+/// Tokens as they are hashed: where memory is little endian, they lie there so.
+fn le_bytes(tokens: &[TokenId]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(tokens))
+    } else {
+        tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
+    }
 }
 
 /// Hashes one block that carries multimodal objects: the tokens are followed

@@ -43,6 +43,7 @@ pub mod headers;
 
 pub mod models;
 
+pub mod prefix;
 pub mod reason;
 
 pub mod route;

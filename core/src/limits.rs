@@ -293,6 +293,28 @@ pub const WORD_CACHE_SHORT_ENTRIES: usize = 16 * 1024;
 /// entries of 192 bytes: 768 KiB.
 pub const WORD_CACHE_LONG_ENTRIES: usize = 4 * 1024;
 
+/// Least text of a chunk that the prefix cache remembers, in bytes, and the part
+/// of it by which it is found. The next turn tokenizes the last such stretch
+/// again, which takes about 20 us; a chunk takes about 200 bytes besides its text
+/// and tokens.
+pub const PREFIX_CHUNK_BYTES: usize = 1024;
+
+/// Most text behind a chunk that may have a say in its tokens, in bytes: a border
+/// that depends on more is passed over. Mostly it is one character.
+pub const PREFIX_LOOK_AHEAD_MAX: usize = 1024;
+
+/// Largest chunk that is remembered, in bytes of memory. Text without a border for
+/// that long is no conversation.
+pub const PREFIX_NODE_BYTES_MAX: usize = 128 * 1024;
+
+/// Most chunks that are found by the same window. They differ behind it, in a
+/// word or so, unless somebody makes them collide.
+pub const PREFIX_COLLISIONS_MAX: usize = 8;
+
+/// Most chunks that are forgotten to remember one. They are all about as large,
+/// so one is the rule.
+pub const PREFIX_EVICTIONS_MAX: usize = 64;
+
 /// Longest text that the `hf-tokenizers` engine encodes, in bytes. It cannot
 /// stop half way, and takes about 0.3 us a byte.
 pub const HF_TEXT_BYTES_MAX: usize = 256 * 1024;

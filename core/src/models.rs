@@ -9,6 +9,7 @@
 use std::rc::Rc;
 
 use crate::card::{Blind, BlobId, Cards, ModelCard, NamedTemplate};
+use crate::prefix::PrefixCache;
 use crate::reason::Reason;
 use crate::render::{ChatTemplate, RenderOptions, TemplateForm, TemplateSource};
 use crate::tokenize::{AlignedBytes, Tokenizer};
@@ -47,7 +48,8 @@ impl Model {
 }
 
 enum Loaded {
-    Ready(Box<Tokenizer>),
+    /// It, and a number that no other one has or had.
+    Ready(Box<Tokenizer>, u32),
     /// The bytes are no tokenizer that this build can load.
     Refused,
 }
@@ -57,6 +59,19 @@ enum Loaded {
 pub struct Models {
     models: Vec<Model>,
     tokenizers: Vec<(BlobId, Loaded)>,
+    /// Tokenizers loaded so far.
+    loads: u32,
+    prefixes: PrefixCache,
+}
+
+/// What a prompt is tokenized with.
+pub(crate) struct Reader<'a> {
+    /// The model's tokenizer, perhaps shared with others.
+    pub(crate) tokenizer: &'a mut Tokenizer,
+    /// A number that no other tokenizer has or had.
+    pub(crate) number: u32,
+    /// The beginnings that any tokenizer has read before.
+    pub(crate) prefixes: &'a mut PrefixCache,
 }
 
 impl Models {
@@ -106,10 +121,11 @@ impl Models {
     /// whether it is one.
     pub fn load(&mut self, blob: BlobId, file: AlignedBytes) -> bool {
         let loaded = match Tokenizer::load(file) {
-            Ok(tokenizer) => Loaded::Ready(Box::new(tokenizer)),
+            Ok(tokenizer) => Loaded::Ready(Box::new(tokenizer), self.loads),
             Err(_) => Loaded::Refused,
         };
-        let is_ready = matches!(loaded, Loaded::Ready(_));
+        self.loads = self.loads.wrapping_add(1);
+        let is_ready = matches!(loaded, Loaded::Ready(..));
         self.tokenizers.retain(|(id, _)| *id != blob);
         self.tokenizers.push((blob, loaded));
         is_ready
@@ -155,6 +171,15 @@ impl Models {
     ///
     /// The reason for which its requests are routed by load.
     pub fn tokenizer(&mut self, number: u16) -> Result<&mut Tokenizer, Reason> {
+        self.reader(number).map(|reader| reader.tokenizer)
+    }
+
+    /// The tokenizer of a model, and what is known of texts that it has read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::tokenizer`].
+    pub(crate) fn reader(&mut self, number: u16) -> Result<Reader<'_>, Reason> {
         let model = self.models.get(usize::from(number)).ok_or(Reason::UnknownModel)?;
         let blob = model.card.tokenizer.map_err(|blind| match blind {
             Blind::Tokenizer | Blind::TokenizerKind => Reason::BlindTokenizer,
@@ -163,8 +188,22 @@ impl Models {
         match self.tokenizers.iter_mut().find(|(id, _)| *id == blob) {
             None => Err(Reason::WarmingModel),
             Some((_, Loaded::Refused)) => Err(Reason::BlindTokenizer),
-            Some((_, Loaded::Ready(tokenizer))) => Ok(tokenizer),
+            Some((_, Loaded::Ready(tokenizer, number))) => {
+                Ok(Reader { tokenizer, number: *number, prefixes: &mut self.prefixes })
+            }
         }
+    }
+
+    /// What is known of texts that were read before. It is off until a cache with
+    /// room takes the place of the first one.
+    #[must_use]
+    pub fn prefixes(&self) -> &PrefixCache {
+        &self.prefixes
+    }
+
+    /// The same, to be set up.
+    pub fn prefixes_mut(&mut self) -> &mut PrefixCache {
+        &mut self.prefixes
     }
 
     /// Bytes of memory that the tokenizers hold.
@@ -173,7 +212,7 @@ impl Models {
         self.tokenizers
             .iter()
             .map(|(_, loaded)| match loaded {
-                Loaded::Ready(tokenizer) => tokenizer.memory_bytes(),
+                Loaded::Ready(tokenizer, _) => tokenizer.memory_bytes(),
                 Loaded::Refused => 0,
             })
             .sum()

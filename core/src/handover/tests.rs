@@ -126,7 +126,7 @@ fn decimals_are_right() {
     numbers.extend([u64::from(u32::MAX), u64::MAX - 1, u64::MAX]);
     for number in numbers {
         let mut out = Vec::new();
-        write_decimal(number, &mut out);
+        decimal::write(number, &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
     }
 }

@@ -238,10 +238,9 @@ fn raw_xxh3_vector() {
     assert_eq!(xxh3_64_with_seed(b"test data", 1337), 13226331709069118873);
 }
 
-/// Goal: blocks beyond the stack buffer hash like those within.
-/// Method: the same bytes through both paths.
+/// Goal: tokens are hashed as little-endian bytes, however memory is ordered.
 #[test]
-fn blocks_longer_than_the_stack_buffer() {
+fn blocks_are_hashed_as_bytes() {
     let tokens: Vec<TokenId> = (0..1024).collect();
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
     assert_eq!(block_hash(&tokens, 7).0, xxh3_64_with_seed(&bytes, 7));

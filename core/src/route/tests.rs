@@ -362,4 +362,5 @@ fn equal_workers_share() {
 mod demands;
 mod legs;
 mod names;
+mod prefixes;
 mod reading;

@@ -7,7 +7,9 @@ use crate::choose::Random;
 use crate::demands::Demands;
 use crate::hash::{BlockShape, Salt, next_sequence_hashes};
 use crate::ids::{SequenceHash, TokenId, WorkerSlot};
-use crate::models::Models;
+use crate::limits::PREFIX_CHUNK_BYTES;
+use crate::models::{Models, Reader};
+use crate::prefix::{Scope, Trail};
 use crate::reason::Reason;
 use crate::render::Flavour;
 use crate::request::ParsedRequest;
@@ -40,6 +42,10 @@ pub struct Reading {
     /// What is tokenized; empty once it is.
     text: String,
     progress: Progress,
+    /// Tokens that go before the text.
+    tokens_before: usize,
+    /// How far the text is known to the prefix cache.
+    trail: Option<Trail>,
     /// Bytes of budget that tokenizing has taken.
     spent: usize,
     tokens: Vec<TokenId>,
@@ -81,6 +87,8 @@ impl Reading {
             is_whole: false,
             text: String::new(),
             progress: Progress::default(),
+            tokens_before: 0,
+            trail: None,
             spent: 0,
             tokens: Vec::new(),
             shape: BlockShape { block_size: 0, eagle: false },
@@ -113,8 +121,24 @@ impl Reading {
             // The other flavours refuse media when they render.
             let has_media = card.flavour == Flavour::Raw && request.prompt.has_media();
             reading.is_whole = reading.reason == Reason::Kv && !has_media;
+            reading.shape = BlockShape { block_size: card.block_size, eagle: card.eagle };
         }
+        reading.find_prefix(models);
         reading
+    }
+
+    /// Takes over what is known of the text from others that began alike.
+    fn find_prefix(&mut self, models: &mut Models) {
+        self.tokens_before = self.tokens.len();
+        let (Stage::Tokenize, Some(number)) = (self.stage, self.model) else { return };
+        let Ok(reader) = models.reader(number) else { return };
+        let scope = Scope { tokenizer: reader.number, seed: self.seed };
+        let (text, shape) = (&self.text, self.shape);
+        let trail = reader.prefixes.find(scope, text, shape, &mut self.tokens, &mut self.hashes);
+        if let Some(progress) = Progress::resume(text, &trail.border()) {
+            (self.progress, self.spent) = (progress, trail.border().at);
+            self.trail = Some(trail);
+        }
     }
 
     /// Reads on for about `bytes_budget` bytes of text, at least a little of it.
@@ -144,7 +168,10 @@ impl Reading {
             return Some(self.give_up(models, reason));
         }
         match self.hash(models, budget) {
-            Ok(true) => Some(self.finish()),
+            Ok(true) => {
+                self.remember_hashes(models);
+                Some(self.finish())
+            }
             Ok(false) => None,
             Err(reason) => Some(self.give_up(models, reason)),
         }
@@ -200,11 +227,41 @@ impl Reading {
             // What was read before is of no use with the new one.
             return Err(Reason::WarmingModel);
         }
-        let tokenizer = models.tokenizer(self.model.ok_or(Reason::UnknownModel)?)?;
+        let mut reader = models.reader(self.model.ok_or(Reason::UnknownModel)?)?;
         self.spent = self.spent.saturating_add(budget);
-        tokenizer
-            .encode_slice(&self.text, &mut self.progress, budget, &mut self.tokens)
-            .map_err(|_| Reason::PromptTooLong)
+        let mut left = budget;
+        loop {
+            let remembers = self.trail.as_ref().is_some_and(Trail::is_open);
+            let part = if remembers { left.min(PREFIX_CHUNK_BYTES) } else { left };
+            let (text, progress) = (&self.text, &mut self.progress);
+            let has_ended = reader
+                .tokenizer
+                .encode_slice(text, progress, part, &mut self.tokens)
+                .map_err(|_| Reason::PromptTooLong)?;
+            self.remember(&mut reader);
+            left -= part;
+            if has_ended || left == 0 {
+                return Ok(has_ended);
+            }
+        }
+    }
+
+    /// Remembers what was tokenized since the last time, if it is enough.
+    fn remember(&mut self, reader: &mut Reader<'_>) {
+        let Some(trail) = self.trail.as_mut().filter(|trail| trail.is_open()) else { return };
+        let Some(border) = reader.tokenizer.border(&self.text, &self.progress) else { return };
+        let tokens = self.tokens.get(self.tokens_before..).unwrap_or_default();
+        reader.prefixes.remember(trail, &self.text, border, tokens);
+    }
+
+    /// Remembers the hashes of what was remembered.
+    fn remember_hashes(&self, models: &mut Models) {
+        let (Some(trail), 0, Some(number)) = (&self.trail, self.tokens_before, self.model) else {
+            return;
+        };
+        if let Ok(reader) = models.reader(number) {
+            reader.prefixes.remember_hashes(trail, self.shape, &self.hashes);
+        }
     }
 
     /// Whether all blocks are hashed.
