@@ -73,9 +73,9 @@ pub enum GatewayError {
     Prompts(PromptsError),
     /// An answer was not right; whose, and how.
     Answer(&'static str, String, Fault),
-    /// Too few of a target's choices were the ones with the longest prefix; whose,
-    /// right ones, all.
-    Choices(&'static str, usize, usize),
+    /// Too few of some target's choices were the ones with the longest prefix; in
+    /// which case, right ones of each target, all.
+    Choices(String, Vec<(Target, usize)>, usize),
     /// Tokens handed over are not the engine's.
     Tokens,
 }
@@ -86,8 +86,11 @@ impl std::fmt::Display for GatewayError {
             Self::Stack(error) => error.fmt(formatter),
             Self::Prompts(error) => error.fmt(formatter),
             Self::Answer(target, case, fault) => write!(formatter, "{target}, {case}: {fault}"),
-            Self::Choices(target, right, all) => {
-                write!(formatter, "{target}: {right} of {all} choices had the longest prefix")
+            Self::Choices(case, right, all) => {
+                write!(formatter, "{case}: of {all} choices, these had the longest prefix:")?;
+                right
+                    .iter()
+                    .try_for_each(|(target, right)| write!(formatter, " {} {right}", target.name()))
             }
             Self::Tokens => formatter.write_str("the tokens handed over are not the engine's"),
         }

@@ -166,11 +166,12 @@ async fn one(
             }
         }
     }
-    for side in &sides {
-        let target = side.running.target;
-        if target.decides() && side.right * 100 < prompts.len() * RIGHT_PERCENT_MIN {
-            return Err(GatewayError::Choices(target.name(), side.right, prompts.len()));
-        }
+    let deciding = sides.iter().filter(|side| side.running.target.decides());
+    let right: Vec<(Target, usize)> =
+        deciding.map(|side| (side.running.target, side.right)).collect();
+    let least = (prompts.len() * RIGHT_PERCENT_MIN).div_ceil(100);
+    if right.iter().any(|(_, right)| *right < least) {
+        return Err(GatewayError::Choices(case.name(), right, prompts.len()));
     }
     let measured = sides.into_iter().map(|side| Measured {
         case: *case,

@@ -28,8 +28,8 @@ const SENTINEL_BYTES: usize = 4_000;
 pub struct Warmth {
     /// Tokens of the system prompts.
     systems: Vec<Vec<u32>>,
-    /// What each engine holds last: a conversation that begins with the system prompt
-    /// of another one, so that only its own event leads to it.
+    /// What each engine holds last: a conversation without a system prompt, so that only
+    /// its own event leads to it.
     sentinels: Vec<(Vec<Value>, Vec<u32>)>,
 }
 
@@ -50,7 +50,7 @@ impl Warmth {
             let common = one.iter().zip(&other).take_while(|(one, other)| one == other);
             systems.push(common.map(|(token, _)| *token).collect());
             let text = corpus.text(SENTINEL_BYTES)?;
-            let messages = vec![system(engine + 1), json!({"role": "user", "content": text})];
+            let messages = vec![json!({"role": "user", "content": text})];
             let held = tokens(model, &messages)?;
             sentinels.push((messages, held));
         }
