@@ -4,9 +4,9 @@ use super::*;
 use crate::cache_usage::{CacheUsage, CacheUsages, Share};
 use crate::delta::{Operation, SnapshotStart, encode_operations};
 use crate::ids::{DpRank, SequenceHash, Worker, WorkerId};
+use crate::limits::PENDING_BYTES_PER_STEP;
 use crate::load::{Booking, BookingId};
 use crate::roster::{Parity, Role, RosterWorker, TierSlots};
-use crate::limits::PENDING_BYTES_PER_STEP;
 use std::collections::BTreeSet;
 
 mod remote;
