@@ -96,9 +96,18 @@ test-real-tokenizers: ## Tokens of five real tokenizers against Hugging Face's
 fuzz: ## Fuzz every decoder for FUZZ_SECONDS (20) each: last line "N passed, N failed"
 	@scripts/fuzz.sh
 
+.PHONY: bench
+bench: module ## Speed beside a baseline: all of it, a table; BENCH_ARGS="--record" keeps it (20 minutes after builds)
+	@"$(PYTHON)" scripts/bench.py run $(BENCH_ARGS)
+
+.PHONY: bench-quick
+bench-quick: module ## The short form (3 minutes after builds)
+	@"$(PYTHON)" scripts/bench.py run --quick $(BENCH_ARGS)
+
 .PHONY: bench-ingest
 bench-ingest: ## Block events a second from an engine's bytes to the feed, and the memory it takes
 	@cargo bench --locked -p warmpath-sidecar --bench ingest
+	@"$(PYTHON)" scripts/bench.py merge
 
 .PHONY: bench-quality
 bench-quality: module ## Routing quality against other routers: hits, time to first token, load (15 minutes)

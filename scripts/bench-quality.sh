@@ -26,38 +26,21 @@ die() {
   exit 1
 }
 
-# Installs a package ($2) into an environment ($1) that has its program ($3).
-install_peer() {
-  local environment=$ROOT/.cache/peers/$1
-  if [[ -x $environment/bin/$3 ]]; then
-    return
-  fi
-  echo "installing $2"
-  rm -rf "$environment"
-  python3 -m venv "$environment"
-  "$environment/bin/pip" install --quiet "$2"
-}
-
 wants() {
   [[ $offline == no ]] && [[ -z ${QUALITY_ROUTERS:-} || ,$QUALITY_ROUTERS, == *,$1,* ]]
 }
 
-! wants sglang || install_peer sglang-router "$SGLANG_ROUTER_PACKAGE" sglang-router
-! wants smg || install_peer smg "$SMG_PACKAGE" smg
+! wants sglang || scripts/install-peer.sh sglang-router "$SGLANG_ROUTER_PACKAGE" sglang-router
+! wants smg || scripts/install-peer.sh smg "$SMG_PACKAGE" smg
 if wants vllm-kv || wants vllm-text; then
-  install_peer vllm-router "$VLLM_ROUTER_PACKAGE" vllm-router
+  scripts/install-peer.sh vllm-router "$VLLM_ROUTER_PACKAGE" vllm-router
 fi
 ! wants dynamo || scripts/install-dynamo.sh
 
 if [[ $offline == no ]]; then
   ENVOY=$(find_envoy) || die 'no Envoy; see: make doctor'
   export ENVOY
-  for program in unshare ip; do
-    command -v "$program" >/dev/null || die "no $program; see: make doctor"
-  done
-  namespace=(unshare --net)
-  [[ $(id -u) == 0 ]] || namespace=(unshare --net --map-root-user)
-  "${namespace[@]}" true 2>/dev/null || die 'no network namespace can be made here'
+  scripts/isolated.sh true
 fi
 
 executables=$(mktemp)
@@ -68,4 +51,4 @@ program=$(sed -n 's|.*"executable":"\([^"]*/bench-quality\)".*|\1|p' "$executabl
 [[ -n $program ]] || die 'the build gave no bench-quality'
 rm -f "$executables"
 [[ $offline == no ]] || exec "$program" "$@"
-exec "${namespace[@]}" bash -c 'ip link set lo up && exec "$0" "$@"' "$program" "$@"
+exec scripts/isolated.sh "$program" "$@"

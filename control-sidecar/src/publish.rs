@@ -1,7 +1,7 @@
 //! Publish: deltas, rosters and cards to the filters.
 //!
 //! Last stage of the feed path. `log` numbers and keeps frames, `service` takes
-//! streams, `follow` and `snapshot` serve the two purposes of a stream.
+//! streams, `pace` says when a frame is written, `follow` and `snapshot` serve the two purposes of a stream.
 //!
 //! # Invariants
 //!
@@ -14,6 +14,7 @@
 pub mod blobs;
 pub mod follow;
 pub mod log;
+pub mod pace;
 pub mod service;
 pub mod snapshot;
 pub mod usage;

@@ -55,6 +55,8 @@ pub struct Index {
     sweep_at: usize,
     /// How many of `dying` died before the present round of the sweep began.
     sweep_round: usize,
+    /// Next table to reserve room in.
+    reserve_at: usize,
     blocks: usize,
     blocks_max: usize,
     counters: Counters,
@@ -96,10 +98,33 @@ impl Index {
             dying: Vec::new(),
             sweep_at: 0,
             sweep_round: 0,
+            reserve_at: 0,
             blocks: 0,
             blocks_max,
             counters: Counters::default(),
         }
+    }
+
+    /// Makes room for blocks that are to come, in tables that are still empty: all
+    /// tables fill at the same pace, and would all grow in the same few moments.
+    /// Returns whether all tables have been seen to; else call it again.
+    ///
+    /// - `blocks`: as many as come in all, or more.
+    /// - `places`: most places that are made in this call; one table's at least.
+    pub fn reserve(&mut self, blocks: usize, places: usize) -> bool {
+        let each = blocks.min(self.blocks_max) / SHARDS;
+        // Some tables get more than others: at 10 M blocks a sixteenth is six
+        // standard deviations.
+        let each = each + each / 16;
+        let mut made = 0;
+        while let Some(shard) = self.shards.get_mut(self.reserve_at) {
+            if made > 0 && made >= places {
+                return false;
+            }
+            made += shard.reserve(each);
+            self.reserve_at += 1;
+        }
+        true
     }
 
     /// Applies a delta or snapshot part.

@@ -250,8 +250,16 @@ pub const SHELF_PLACES: u32 = 16;
 
 // --- replica ---------------------------------------------------------------
 
-/// Most bytes of deltas that are kept while a snapshot comes in.
-pub const PENDING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most bytes of deltas that are kept while a snapshot comes in: ten seconds of
+/// 400 000 block events each.
+pub const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Bytes of such deltas that one step applies: about 0.8 ms.
+pub const PENDING_BYTES_PER_STEP: usize = 64 * 1024;
+
+/// Places of the index that one step makes for a snapshot: 2 MiB of memory that
+/// has to be zeroed, about 0.5 ms.
+pub const SNAPSHOT_PLACES_PER_STEP: usize = 256 * 1024;
 
 /// Tables of the index that one step sweeps: at 10 M blocks about 0.3 ms.
 pub const SWEEP_TABLES_PER_STEP: usize = 2;

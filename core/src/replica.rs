@@ -328,6 +328,9 @@ impl Replica {
 
     /// Does a bounded piece of background work; call it on every tick.
     pub fn step(&mut self) {
+        if self.incoming.as_ref().is_some_and(Incoming::is_settling) {
+            self.settle();
+        }
         self.index.sweep(SWEEP_TABLES_PER_STEP);
         self.approximate.step(SWEEP_TABLES_PER_STEP);
     }

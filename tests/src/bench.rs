@@ -3,4 +3,7 @@
 //! Each benchmark program measures one part and writes its rows; the table and
 //! `target/bench/summary.json` are made of all parts (`scripts/bench.py`).
 
+pub mod corpus;
+pub mod gateway;
+pub mod load;
 pub mod rows;

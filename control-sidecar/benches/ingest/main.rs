@@ -71,8 +71,8 @@ fn main() {
             baseline.wall
         );
         let name = format!("ingest_{}", traffic.form.name());
-        rows.push(Row::new(&name, "block_events/cpu_s", measured.cpu, baseline.cpu));
-        rows.push(Row::new(&(name + "_wall"), "block_events/s", measured.wall, baseline.wall));
+        rows.push(Row::rate(&name, "block_events/cpu_s", measured.cpu, baseline.cpu));
+        rows.push(Row::rate(&(name + "_wall"), "block_events/s", measured.wall, baseline.wall));
     }
     // The kernel sums its counters up now and then: a peak can seem to shrink.
     let grown = peak_rss_mib().saturating_sub(settled);
@@ -86,12 +86,12 @@ fn main() {
             traffic.form.name()
         );
         let name = format!("ingest_{}_end_to_end", traffic.form.name());
-        rows.push(Row::new(&name, "block_events/s", rate, baseline.wall));
+        rows.push(Row::rate(&name, "block_events/s", rate, baseline.wall));
     }
     let peak = peak_rss_mib();
     println!("peak memory {peak} MiB of at most {PEAK_RSS_MIB_MAX}");
     assert!(peak <= PEAK_RSS_MIB_MAX, "memory is bounded");
-    rows.push(Row::new("ingest_peak_rss", "MiB", peak as f64, PEAK_RSS_MIB_MAX as f64));
+    rows.push(Row::bounded("ingest_peak_rss", "MiB", peak as f64, PEAK_RSS_MIB_MAX as f64));
     summary::write(&rows);
 }
 

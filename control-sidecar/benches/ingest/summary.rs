@@ -1,7 +1,7 @@
-//! The rows that all benchmarks share: `target/bench/summary.json`.
+//! The rows of this benchmark, as all benchmarks write them: a part file, from which
+//! `scripts/bench.py merge` makes `target/bench/summary.json`.
 
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -11,46 +11,42 @@ pub(crate) struct Row {
     unit: &'static str,
     value: f64,
     baseline: f64,
+    is_rate: bool,
 }
 
 impl Row {
-    pub(crate) fn new(name: &str, unit: &'static str, value: f64, baseline: f64) -> Self {
-        Self { name: name.to_owned(), unit, value, baseline }
+    /// A rate beside another one.
+    pub(crate) fn rate(name: &str, unit: &'static str, value: f64, baseline: f64) -> Self {
+        Self { name: name.to_owned(), unit, value, baseline, is_rate: true }
+    }
+
+    /// A size and what it may be at most.
+    pub(crate) fn bounded(name: &str, unit: &'static str, value: f64, most: f64) -> Self {
+        Self { name: name.to_owned(), unit, value, baseline: most, is_rate: false }
+    }
+
+    fn json(&self) -> Value {
+        let (value, baseline) = (rounded(self.value), rounded(self.baseline));
+        let (name, unit) = (&self.name, self.unit);
+        if self.is_rate {
+            let ratio = rounded(self.value / self.baseline);
+            json!({"name": name, "unit": unit, "value": value, "baseline": baseline, "ratio": ratio})
+        } else {
+            json!({"name": name, "unit": unit, "value": value, "goal": {"value_max": baseline}})
+        }
     }
 }
 
-/// Puts `rows` in place of those of the same names; others stay.
+/// Writes `rows` in place of those of the last run.
 pub(crate) fn write(rows: &[Row]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench/parts");
     std::fs::create_dir_all(&folder).expect("a folder");
-    let path = folder.join("summary.json");
-    let old = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let mut all: Vec<Value> = old.unwrap_or_default();
-    all.retain(|old| rows.iter().all(|row| old["name"] != row.name));
-    let commit = commit();
-    all.extend(rows.iter().map(|row| {
-        json!({
-            "name": row.name,
-            "unit": row.unit,
-            "value": rounded(row.value),
-            "baseline": rounded(row.baseline),
-            "ratio": rounded(row.value / row.baseline),
-            "commit": commit,
-        })
-    }));
+    let all: Vec<Value> = rows.iter().map(Row::json).collect();
     let text = serde_json::to_string_pretty(&all).expect("JSON");
-    std::fs::write(&path, text + "\n").expect("written");
-    println!("{} rows in target/bench/summary.json", rows.len());
+    std::fs::write(folder.join("ingest.json"), text + "\n").expect("written");
 }
 
 /// To three places, or none above a thousand.
 fn rounded(value: f64) -> f64 {
     if value >= 1_000.0 { value.round() } else { (value * 1_000.0).round() / 1_000.0 }
-}
-
-fn commit() -> String {
-    let output =
-        Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output();
-    let text = output.ok().filter(|it| it.status.success()).map(|it| it.stdout);
-    text.map_or_else(|| "unknown".to_owned(), |it| String::from_utf8_lossy(&it).trim().to_owned())
 }

@@ -96,6 +96,16 @@ impl Shard {
         }
     }
 
+    /// Makes room for so many blocks, if the table is empty. Returns how many
+    /// places were made.
+    pub(super) fn reserve(&mut self, blocks: usize) -> usize {
+        if self.len > 0 || blocks < CAPACITY_MIN {
+            return 0;
+        }
+        self.entries = vec![0; blocks / 4 * 5 + CAPACITY_MIN];
+        self.entries.len()
+    }
+
     fn grow(&mut self) {
         let capacity = (self.entries.len() + self.entries.len() / 4).max(CAPACITY_MIN);
         let old = core::mem::replace(&mut self.entries, vec![0; capacity]);

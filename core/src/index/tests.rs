@@ -50,6 +50,30 @@ impl Lcg {
     }
 }
 
+/// Goal: room that was made beforehand changes no answer, is made in bounded
+/// pieces, and is enough: no table grows while what was announced comes.
+#[test]
+fn room_made_beforehand_changes_no_answer() {
+    const BLOCKS: u64 = 200_000;
+    let (mut plain, mut roomy) = (Index::new(1_000_000), Index::new(1_000_000));
+    let mut calls = 1;
+    while !roomy.reserve(BLOCKS as usize, 20_000) {
+        calls += 1;
+    }
+    assert!((10..=20).contains(&calls), "made in {calls} pieces");
+    assert!(roomy.reserve(BLOCKS as usize, 20_000), "nothing is left to do");
+    let bytes = roomy.bytes();
+    for n in 0..BLOCKS {
+        for index in [&mut plain, &mut roomy] {
+            index.store(WorkerSlot((n % 7) as u16), hash(n));
+        }
+    }
+    assert!(roomy.bytes() < bytes + bytes / 50, "{bytes} bytes became {}", roomy.bytes());
+    for n in 0..BLOCKS + 1_000 {
+        assert_eq!(holders(&mut plain, n), holders(&mut roomy, n), "block {n}");
+    }
+}
+
 /// Goal: any mix of events leaves the index as the truth is.
 /// Method: 200 000 random operations of 12 workers over 3 000 blocks, compared
 /// block by block now and then; sweeps run in between in small steps.

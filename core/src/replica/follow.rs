@@ -22,7 +22,7 @@ impl Replica {
         if let Some(incoming) = &mut self.incoming {
             // Frames that are no deltas count, too: what follows them is no gap.
             incoming.pending_bytes += size_of::<Position>() + delta.map_or(0, <[u8]>::len);
-            incoming.pending.push((at, delta.map(<[u8]>::to_vec)));
+            incoming.pending.push_back((at, delta.map(<[u8]>::to_vec)));
             if incoming.pending_bytes > PENDING_BYTES_MAX {
                 self.counters.snapshots_restarted += 1;
                 self.incoming = None;

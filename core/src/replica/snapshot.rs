@@ -1,28 +1,76 @@
 //! Snapshot: how the index is taken when its place in the log is lost.
 
+use std::collections::VecDeque;
+
 use super::{Position, Replica};
 use crate::delta::{Delta, SnapshotStart};
 use crate::frame::{Frame, Kind};
 use crate::index::Index;
+use crate::limits::{PENDING_BYTES_PER_STEP, SNAPSHOT_PLACES_PER_STEP};
 
 /// A snapshot on its way in.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    /// Known from the snapshot's first frame on.
+    /// Where the index stands: known from the snapshot's first frame on.
     pub(super) at: Option<Position>,
+    /// Whether the index has room for all that was announced.
+    is_prepared: bool,
+    /// Whether all parts have come.
+    is_whole: bool,
     pub(super) index: Index,
     pub(super) blocks_expected: u64,
     /// Log frames that came through the ring meanwhile: where they stand, and
     /// those that are deltas, encoded.
-    pub(super) pending: Vec<(Position, Option<Vec<u8>>)>,
+    pub(super) pending: VecDeque<(Position, Option<Vec<u8>>)>,
     pub(super) pending_bytes: usize,
+}
+
+/// What became of a log frame that is applied to an incoming index.
+enum Advance {
+    /// The index shows it, or is none of its log or newer.
+    Done,
+    /// One before it is missing.
+    Gap,
+    /// It cannot be read.
+    Damaged,
+}
+
+impl Incoming {
+    /// Applies a log frame, unless the snapshot shows it already.
+    fn advance(&mut self, at: Position, delta: Option<&[u8]>) -> Advance {
+        let Some(reached) = self.at else { return Advance::Gap };
+        if at.epoch != reached.epoch || at.sequence <= reached.sequence {
+            return Advance::Done;
+        }
+        if at.sequence > reached.sequence + 1 {
+            return Advance::Gap;
+        }
+        if let Some(bytes) = delta {
+            let applied = Frame::decode(bytes)
+                .and_then(|frame| Delta::decode(frame.body))
+                .map(|delta| self.index.apply(&delta));
+            if applied.is_err() {
+                return Advance::Damaged;
+            }
+        }
+        self.at = Some(at);
+        Advance::Done
+    }
+
+    /// Whether all parts have come, but not all of what came meanwhile is applied.
+    pub(super) fn is_settling(&self) -> bool {
+        self.is_whole
+    }
 }
 
 /// How far a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotProgress {
-    /// More parts are wanted.
+    /// More parts are wanted, once [`Replica::prepare_snapshot`] has made room.
     More,
+    /// All has come, and what the ring has brought meanwhile is being applied, a
+    /// little in each [`Replica::step`].
+    Settling,
     /// The index is live.
     Done,
     /// The snapshot is of no use; another must be asked for.
@@ -41,9 +89,11 @@ impl Replica {
     pub fn begin_snapshot(&mut self) {
         self.incoming = Some(Incoming {
             at: None,
+            is_prepared: false,
+            is_whole: false,
             index: Index::new(self.index_blocks_max),
             blocks_expected: 0,
-            pending: Vec::new(),
+            pending: VecDeque::new(),
             pending_bytes: 0,
         });
     }
@@ -51,6 +101,24 @@ impl Replica {
     /// The snapshot's stream ended early.
     pub fn abandon_snapshot(&mut self) {
         self.incoming = None;
+    }
+
+    /// Makes room for the blocks that were announced, a bounded piece of it at a
+    /// time. Returns whether there is room for all, so that parts may come.
+    ///
+    /// # Cost
+    ///
+    /// Zeroing [`SNAPSHOT_PLACES_PER_STEP`] places of 8 bytes: about 0.5 ms.
+    pub fn prepare_snapshot(&mut self) -> bool {
+        let Some(incoming) = &mut self.incoming else { return false };
+        if incoming.at.is_none() {
+            return false;
+        }
+        if !incoming.is_prepared {
+            let blocks = usize::try_from(incoming.blocks_expected).unwrap_or(usize::MAX);
+            incoming.is_prepared = incoming.index.reserve(blocks, SNAPSHOT_PLACES_PER_STEP);
+        }
+        incoming.is_prepared
     }
 
     /// Takes in one frame of the snapshot's stream.
@@ -81,8 +149,9 @@ impl Replica {
                 incoming.index.apply(&Delta::decode(frame.body).ok()?);
             }
             Kind::SnapshotEnd => {
-                let at = incoming.at?;
-                return Some(self.finish_snapshot(at));
+                incoming.at?;
+                incoming.is_whole = true;
+                return Some(self.settle());
             }
             Kind::Heartbeat => {}
             _ => return None,
@@ -90,19 +159,42 @@ impl Replica {
         Some(SnapshotProgress::More)
     }
 
-    fn finish_snapshot(&mut self, at: Position) -> SnapshotProgress {
-        let Some(incoming) = self.incoming.take() else { return SnapshotProgress::Failed };
-        self.index = incoming.index;
-        self.live_at = Some(at);
-        self.was_live = true;
-        self.counters.snapshots += 1;
-        for (at, delta) in &incoming.pending {
-            let is_of_log = self.live_at.is_some_and(|live| live.epoch == at.epoch);
-            if is_of_log {
-                self.advance_index(*at, delta.as_deref());
+    /// Applies some of what the ring has brought while the snapshot came in. The
+    /// index is live when nothing is left of it.
+    pub(super) fn settle(&mut self) -> SnapshotProgress {
+        let Some(incoming) = self.incoming.as_mut().filter(|incoming| incoming.is_whole) else {
+            return SnapshotProgress::Failed;
+        };
+        let mut bytes = 0;
+        while let Some((at, delta)) = incoming.pending.pop_front() {
+            let len = size_of::<Position>() + delta.as_ref().map_or(0, Vec::len);
+            incoming.pending_bytes = incoming.pending_bytes.saturating_sub(len);
+            match incoming.advance(at, delta.as_deref()) {
+                Advance::Done => {}
+                Advance::Gap => {
+                    self.counters.gaps += 1;
+                    self.incoming = None;
+                    return SnapshotProgress::Failed;
+                }
+                Advance::Damaged => {
+                    self.counters.bad_frames += 1;
+                    self.incoming = None;
+                    return SnapshotProgress::Failed;
+                }
+            }
+            bytes += len;
+            if bytes >= PENDING_BYTES_PER_STEP && !incoming.pending.is_empty() {
+                return SnapshotProgress::Settling;
             }
         }
-        if self.live_at.is_some() { SnapshotProgress::Done } else { SnapshotProgress::Failed }
+        let Some(Incoming { index, at, .. }) = self.incoming.take() else {
+            return SnapshotProgress::Failed;
+        };
+        self.index = index;
+        self.live_at = at;
+        self.was_live = true;
+        self.counters.snapshots += 1;
+        SnapshotProgress::Done
     }
 
     /// Share of an incoming snapshot that has arrived, in blocks.

@@ -4,6 +4,7 @@ use super::*;
 use crate::cache_usage::{CacheUsage, CacheUsages, Share};
 use crate::delta::{Operation, SnapshotStart, encode_operations};
 use crate::ids::{DpRank, SequenceHash, Worker, WorkerId};
+use crate::limits::PENDING_BYTES_PER_STEP;
 use crate::load::{Booking, BookingId};
 use crate::roster::{Parity, Role, RosterWorker, TierSlots};
 use std::collections::BTreeSet;
@@ -278,6 +279,65 @@ fn a_flood_during_a_snapshot_restarts_it() {
     }
     assert_eq!(replica.counters().snapshots_restarted, 1);
     assert_eq!(load(&mut replica, &sidecar.snapshot()[..1]), SnapshotProgress::Failed);
+}
+
+/// Goal: much that came while a snapshot did is applied in bounded pieces; until
+/// all of it is, the old index answers, and then the new one shows everything.
+#[test]
+fn what_came_during_a_snapshot_is_applied_in_pieces() {
+    let mut old = Sidecar::new(7);
+    old.delta(&[99], &[]);
+    let mut replica = live(&old);
+    let mut new = Sidecar::new(8);
+    new.delta(&[1], &[]);
+    ring(&mut replica, &new.resync());
+    replica.begin_snapshot();
+    let snapshot = new.snapshot();
+    // Each is larger than one step may apply.
+    let many: Vec<u64> = (1_000..2_900).collect();
+    let frame_bytes = many.len() * 8;
+    let frames = 2 * PENDING_BYTES_PER_STEP / frame_bytes + 3;
+    for n in 0..frames as u64 {
+        let delta = new.delta(&[n + 2], &many);
+        ring(&mut replica, &delta);
+    }
+    assert_eq!(load(&mut replica, &snapshot), SnapshotProgress::Settling);
+    let mut steps = 0;
+    while !replica.is_live() {
+        assert_eq!(held(&mut replica), old.blocks);
+        assert!(!replica.wants_snapshot() && steps < 10);
+        replica.step();
+        steps += 1;
+        if steps == 1 {
+            // What comes now is applied behind the rest.
+            let delta = new.delta(&[], &[1]);
+            ring(&mut replica, &delta);
+        }
+    }
+    assert!(steps >= 2, "applied in {steps} steps");
+    assert_eq!(held(&mut replica), new.blocks);
+    assert_eq!(replica.live_at().map(|at| at.sequence), Some(new.sequence()));
+}
+
+/// Goal: room for a large snapshot is made in bounded pieces, and parts are asked
+/// for only when it is there.
+#[test]
+fn room_for_a_snapshot_is_made_in_pieces() {
+    const BLOCKS: u64 = 1_000_000;
+    let sidecar = Sidecar::new(7);
+    let mut replica = Replica::new(4_000_000);
+    ring(&mut replica, &sidecar.resync());
+    replica.begin_snapshot();
+    assert!(!replica.prepare_snapshot(), "how much comes is not known yet");
+    let start = SnapshotStart { blocks: BLOCKS }.encode();
+    replica.apply_snapshot_frame(&sidecar.frame(Kind::SnapshotStart, 0, &start));
+    let mut calls = 1;
+    while !replica.prepare_snapshot() {
+        calls += 1;
+        assert!(calls < 100);
+    }
+    assert!(calls >= 5, "made in {calls} pieces");
+    assert_eq!(load(&mut replica, &sidecar.snapshot()), SnapshotProgress::Done);
 }
 
 fn roster_frame(sequence: u64, ids: &[(u16, u64)]) -> Vec<u8> {

@@ -99,7 +99,7 @@ fn place(number: usize) -> String {
 }
 
 /// Repeats the last worker's line for those that the template has no place for.
-fn with_places(template: &str, workers: usize) -> String {
+pub(crate) fn with_places(template: &str, workers: usize) -> String {
     let last = place(PLACES);
     let mut text = String::new();
     for line in template.lines() {
