@@ -26,10 +26,12 @@
 
 mod added;
 mod aligned;
+mod ascii;
 mod border;
 mod cache;
 mod encode;
 mod file;
+mod key;
 mod merge;
 mod normalize;
 mod perfect_hash;

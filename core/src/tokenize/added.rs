@@ -23,7 +23,45 @@ pub(crate) struct Match {
 }
 
 /// Which bytes can start an added token, so that all others cost one look.
-pub(crate) type FirstBytes = [bool; 256];
+pub(crate) struct FirstBytes {
+    flags: [bool; 256],
+    /// Each of them eight times over, if they are few.
+    few: Option<[u64; FEW]>,
+}
+
+/// First bytes that are looked for eight bytes at a time.
+const FEW: usize = 4;
+
+/// A one, and the highest bit, in each byte.
+const ONES: u64 = u64::MAX / 0xFF;
+const HIGHS: u64 = ONES << 7;
+
+impl FirstBytes {
+    /// Whether an added token starts with `byte`.
+    #[inline]
+    pub(crate) fn contains(&self, byte: u8) -> bool {
+        self.flags.get(usize::from(byte)) == Some(&true)
+    }
+
+    /// Where the first of them is in `text`.
+    pub(crate) fn find(&self, text: &[u8]) -> Option<usize> {
+        let mut passed = 0;
+        if let Some(few) = &self.few {
+            let (words, _) = text.as_chunks::<8>();
+            let found = words.iter().position(|word| {
+                let word = u64::from_le_bytes(*word);
+                // A byte of `x` is zero where the two agree.
+                few.iter().any(|sought| {
+                    let x = word ^ sought;
+                    x.wrapping_sub(ONES) & !x & HIGHS != 0
+                })
+            });
+            passed = found.unwrap_or(words.len()) * 8;
+        }
+        let rest = text.get(passed..)?;
+        rest.iter().position(|&byte| self.contains(byte)).map(|at| passed + at)
+    }
+}
 
 /// How far a search went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +76,19 @@ pub(crate) struct Searched {
 
 /// The bytes that the root of `trie` has an edge for.
 pub(crate) fn first_bytes(trie: Trie<'_>) -> FirstBytes {
-    let mut first = [false; 256];
-    for &edge in node(trie, 0).map_or(&[][..], |node| node.edges) {
-        if let Some(flag) = first.get_mut((edge & 0xFF) as usize) {
+    let mut flags = [false; 256];
+    let edges = node(trie, 0).map_or(&[][..], |node| node.edges);
+    let mut few = [0; FEW];
+    for (index, &edge) in edges.iter().enumerate() {
+        let byte = edge & 0xFF;
+        if let Some(flag) = flags.get_mut(byte as usize) {
             *flag = true;
         }
+        // Those that are not needed are the same as the last.
+        few.iter_mut().skip(index).for_each(|sought| *sought = u64::from(byte) * ONES);
     }
-    first
+    let few = (1..=FEW).contains(&edges.len()).then_some(few);
+    FirstBytes { flags, few }
 }
 
 /// Searches `text` from `from` on for the first added token that starts before
@@ -63,7 +107,7 @@ pub(crate) fn search(
     let mut steps = 0;
     let mut start = from;
     while let Some(tail) = text.get(start..stop) {
-        let next = tail.iter().position(|&byte| first.get(usize::from(byte)) == Some(&true));
+        let next = first.find(tail);
         let Some(skipped) = next else { break };
         start += skipped;
         let rest = text.get(start..).unwrap_or_default();

@@ -124,7 +124,7 @@ fn reach(trie: Trie<'_>, first: &FirstBytes, text: &[u8], at: usize) -> usize {
     let from = at.saturating_sub(ADDED_TOKEN_BYTES_MAX);
     let starts = text.get(from..at).unwrap_or_default().iter().enumerate();
     starts
-        .filter(|&(_, &byte)| first.get(usize::from(byte)) == Some(&true))
+        .filter(|&(_, &byte)| first.contains(byte))
         .map(|(index, _)| from + index)
         .map(|start| start + added::agreement(trie, text.get(start..).unwrap_or_default()))
         .max()

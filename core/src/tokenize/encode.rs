@@ -5,8 +5,9 @@
 //! bounded amount at a time, so that a long prompt can be spread over ticks.
 
 use super::added::{self, FirstBytes, Match, Searched};
+use super::ascii::AsciiSplit;
 use super::file::{FLAG_NFC, Kind, Layout, Tables, Trie};
-use super::words::{self, LOW_LINE, Words};
+use super::words::{self, BATCH, LOW_LINE, Words};
 use super::{EncodeError, normalize, split};
 use crate::ids::TokenId;
 use crate::limits::{TOKENIZE_STEPS_PER_BYTE_MAX, TOKENIZE_TEXT_BYTES_MAX, TOKENIZE_TOKENS_MAX};
@@ -89,6 +90,7 @@ pub(crate) struct Engine {
     pub(super) layout: Layout,
     pub(super) added_first: FirstBytes,
     pub(super) normal_added_first: FirstBytes,
+    ascii: AsciiSplit,
     words: Words,
     /// A word with spaces for [`LOW_LINE`]s.
     spaced: String,
@@ -100,14 +102,16 @@ impl Engine {
         let tables = layout.tables(file.as_bytes())?;
         let added_first = added::first_bytes(tables.added);
         let normal_added_first = added::first_bytes(tables.normal_added);
-        let words = Words::new();
+        let ascii = AsciiSplit::new(&tables);
+        let words = Words::new(&tables, layout.kind);
         let spaced = String::new();
-        Some(Self { file, layout, added_first, normal_added_first, words, spaced })
+        Some(Self { file, layout, added_first, normal_added_first, ascii, words, spaced })
     }
 
     /// Bytes of memory held.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.file.len()
+            + self.ascii.memory_bytes()
             + self.words.memory_bytes()
             + self.spaced.capacity()
             + size_of::<FirstBytes>() * 2
@@ -128,6 +132,7 @@ impl Engine {
             nfc: self.layout.flags & FLAG_NFC != 0,
             added_first: &self.added_first,
             normal_added_first: &self.normal_added_first,
+            ascii: &self.ascii,
             words: &mut self.words,
             spaced: &mut self.spaced,
             text,
@@ -171,6 +176,15 @@ impl Progress {
     }
 }
 
+/// What cutting pieces took.
+struct Cut {
+    /// Bytes looked at.
+    steps: u64,
+    /// Up to here the text had a part in the cuts; one more than there is if its
+    /// end had.
+    seen: usize,
+}
+
 /// One slice of the encoding of one text.
 struct Run<'a> {
     tables: &'a Tables<'a>,
@@ -178,6 +192,7 @@ struct Run<'a> {
     nfc: bool,
     added_first: &'a FirstBytes,
     normal_added_first: &'a FirstBytes,
+    ascii: &'a AsciiSplit,
     words: &'a mut Words,
     spaced: &'a mut String,
     text: &'a str,
@@ -258,22 +273,19 @@ impl Run<'_> {
         let part = stretch.get(..end).ok_or(EncodeError::OtherText)?;
         let tokens_max = TOKENIZE_TOKENS_MAX.saturating_sub(progress.tokens);
         while at < end && self.out.len() - before <= tokens_max {
-            let (next, looked, seen_here) = match self.kind {
-                Kind::SentencePiece => self.seam_piece(part, at)?,
+            let mut cut = Cut { steps: 0, seen: 0 };
+            let to = match self.kind {
+                Kind::SentencePiece => self.seam_piece(part, at, &mut cut)?,
                 Kind::ByteLevel | Kind::Json => {
-                    let left = self.steps_max.saturating_sub(steps);
-                    let piece = split::next_piece(self.tables, part.as_bytes(), at, left)?;
-                    let word = part.get(at..piece.end).ok_or(EncodeError::Broken)?;
-                    self.words.encode(self.tables, self.kind, word, self.out);
-                    (piece.end, piece.steps, piece.seen)
+                    self.split_pieces(part, at, steps, pause_at, &mut cut)?
                 }
             };
-            at = next;
-            steps += looked;
-            if seen_here > end {
+            at = to;
+            steps += cut.steps;
+            if cut.seen > end {
                 seen_end = true;
             } else {
-                seen = seen.max(seen_here);
+                seen = seen.max(cut.seen);
             }
             if steps >= pause_at || steps > self.steps_max {
                 break;
@@ -291,23 +303,59 @@ impl Run<'_> {
         self.count(progress, before)
     }
 
-    /// Encodes the word at `at`: where it ends, the steps that took, and up to
-    /// where `part` had a say in that.
-    fn seam_piece(&mut self, part: &str, at: usize) -> Result<(usize, u64, usize), EncodeError> {
+    /// Encodes pre-tokens from `at` on, some at a time: where the last one ends.
+    fn split_pieces(
+        &mut self,
+        part: &str,
+        at: usize,
+        steps: u64,
+        pause_at: u64,
+        cut: &mut Cut,
+    ) -> Result<usize, EncodeError> {
+        let bytes = part.as_bytes();
+        let mut ends = [0; BATCH];
+        let (mut count, mut to) = (0, at);
+        for end in &mut ends {
+            let piece = match self.ascii.next_piece(bytes, to) {
+                Some(piece) => piece,
+                None => {
+                    let left = self.steps_max.saturating_sub(steps + cut.steps);
+                    split::next_piece(self.tables, bytes, to, left)?
+                }
+            };
+            cut.steps += piece.steps;
+            // One beyond the part means its end; other pieces only add to it.
+            cut.seen = cut.seen.max(piece.seen);
+            (*end, to) = (piece.end, piece.end);
+            count += 1;
+            let steps = steps + cut.steps;
+            if to >= bytes.len() || steps >= pause_at || steps > self.steps_max {
+                break;
+            }
+        }
+        let ends = ends.get(..count).unwrap_or_default();
+        let encoded = self.words.encode(self.tables, self.kind, part, at, ends, self.out);
+        encoded.map(|()| to).ok_or(EncodeError::Broken)
+    }
+
+    /// Encodes the word at `at` of a SentencePiece text: where it ends.
+    fn seam_piece(&mut self, part: &str, at: usize, cut: &mut Cut) -> Result<usize, EncodeError> {
         let tail = part.get(at..).ok_or(EncodeError::Broken)?;
         let word = words::seam_word(self.tables, tail).ok_or(EncodeError::PretokenTooLong)?;
-        let text = tail.get(..word.end).ok_or(EncodeError::Broken)?;
-        if word.low_line {
+        let end = at + word.end;
+        let encoded = if word.low_line {
+            let text = part.get(at..end).ok_or(EncodeError::Broken)?;
             self.spaced.clear();
             self.spaced.extend(text.chars().map(|c| if c == LOW_LINE { ' ' } else { c }));
-            self.words.encode(self.tables, self.kind, self.spaced, self.out);
+            let ends = [self.spaced.len()];
+            self.words.encode(self.tables, self.kind, self.spaced, 0, &ends, self.out)
         } else {
-            self.words.encode(self.tables, self.kind, text, self.out);
-        }
-        let end = at + word.end;
-        let seen =
-            end + part.get(end..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8);
-        Ok((end, word.end as u64, seen))
+            self.words.encode(self.tables, self.kind, part, at, &[end], self.out)
+        };
+        encoded.ok_or(EncodeError::Broken)?;
+        let next = part.get(end..).and_then(|rest| rest.chars().next());
+        *cut = Cut { steps: word.end as u64, seen: end + next.map_or(1, char::len_utf8) };
+        Ok(end)
     }
 
     /// Appends the added token behind the pieces and decides what comes next.

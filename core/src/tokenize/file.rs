@@ -26,7 +26,9 @@
 use std::ops::Range;
 
 use super::AlignedBytes;
-use crate::limits::{TOKEN_IDS_MAX, TOKENIZER_FILE_BYTES_MAX};
+use super::merge::MERGE_SLOT;
+use super::words::WORD_SLOT;
+use crate::limits::TOKENIZER_FILE_BYTES_MAX;
 
 #[cfg(target_endian = "big")]
 compile_error!("tokenizer files are used where they lie, which needs a little-endian machine");
@@ -34,7 +36,7 @@ compile_error!("tokenizer files are used where they lie, which needs a little-en
 /// First bytes of every tokenizer file.
 pub(crate) const MAGIC: [u8; 8] = *b"WARMTOK\n";
 /// Version of the layout; a reader accepts its own only.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Where the section table starts, in bytes.
 pub(crate) const TABLE_AT: usize = 40;
 /// Where the checksummed part starts, in bytes.
@@ -87,17 +89,14 @@ pub(crate) enum Section {
     CharTokens,
     /// u16 pilots of the merge table.
     MergePilots,
-    /// u64 per slot: left id, right id, rank; 20 bits each from bit 40 down.
+    /// Three u32 per slot: left id, right id and rank, 20 bits each from the
+    /// lowest bit up, in two; and the id that the merge yields.
     MergeSlots,
-    /// u32 per rank: the id that the merge yields.
-    MergeProducts,
     /// u16 pilots of the table of whole words.
     WordPilots,
-    /// u32 per slot: the id of the word that hashes here, or [`NO_TOKEN`].
+    /// Four u32 per slot: a word and its id; see `words`.
     WordSlots,
-    /// u32 per id, and one more: where the word's bytes start.
-    WordOffsets,
-    /// The bytes of the words.
+    /// The bytes of long words but the first eight.
     WordBytes,
     /// u64 words of a bit set: which pairs of characters can be merged across.
     Seams,
@@ -271,10 +270,8 @@ impl Layout {
             char_tokens: self.typed(bytes, Section::CharTokens)?,
             merge_pilots: self.typed(bytes, Section::MergePilots)?,
             merge_slots: self.typed(bytes, Section::MergeSlots)?,
-            merge_products: self.typed(bytes, Section::MergeProducts)?,
             word_pilots: self.typed(bytes, Section::WordPilots)?,
             word_slots: self.typed(bytes, Section::WordSlots)?,
-            word_offsets: self.typed(bytes, Section::WordOffsets)?,
             word_bytes: self.typed(bytes, Section::WordBytes)?,
             seams: self.typed(bytes, Section::Seams)?,
             added: Trie {
@@ -315,11 +312,9 @@ pub(crate) struct Tables<'a> {
     pub(crate) char_pages: &'a [u16],
     pub(crate) char_tokens: &'a [u32],
     pub(crate) merge_pilots: &'a [u16],
-    pub(crate) merge_slots: &'a [u64],
-    pub(crate) merge_products: &'a [u32],
+    pub(crate) merge_slots: &'a [u32],
     pub(crate) word_pilots: &'a [u16],
     pub(crate) word_slots: &'a [u32],
-    pub(crate) word_offsets: &'a [u32],
     pub(crate) word_bytes: &'a [u8],
     pub(crate) seams: &'a [u64],
     pub(crate) added: Trie<'a>,
@@ -334,10 +329,9 @@ pub(crate) struct Trie<'a> {
 }
 
 fn check_sizes(kind: Kind, tables: &Tables<'_>) -> Option<()> {
-    let ids = tables.word_offsets.len().checked_sub(1)?;
     let sizes_fit = tables.byte_tokens.len() == 256
-        && ids <= TOKEN_IDS_MAX as usize
-        && tables.merge_products.len() <= TOKEN_IDS_MAX as usize
+        && tables.merge_slots.len().is_multiple_of(MERGE_SLOT)
+        && tables.word_slots.len().is_multiple_of(WORD_SLOT)
         && tables.char_tokens.len().is_multiple_of(256)
         && tables
             .char_pages
@@ -348,9 +342,7 @@ fn check_sizes(kind: Kind, tables: &Tables<'_>) -> Option<()> {
         Kind::SentencePiece => tables.seams.len().is_power_of_two(),
         Kind::Json => false,
     };
-    let words_fit = tables.word_offsets.is_sorted()
-        && tables.word_offsets.last().is_some_and(|&end| end as usize <= tables.word_bytes.len());
-    (sizes_fit && kind_fits && words_fit).then_some(())
+    (sizes_fit && kind_fits).then_some(())
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

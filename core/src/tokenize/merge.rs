@@ -14,29 +14,112 @@ use crate::ids::TokenId;
 /// Symbols up to which scanning beats the heap.
 const SCAN_SYMBOLS_MAX: usize = 96;
 
-/// "Not a merge"; above every rank, which has 20 bits.
-const NO_RANK: u32 = u32::MAX;
+/// "Not a merge"; above every pair, whose rank has 20 bits.
+const NO_PAIR: u64 = u64::MAX;
 
 /// "No neighbour" in the lists of the heap variant.
 const NOWHERE: u32 = u32::MAX;
 
 /// Bits of an id or a rank within a slot of the merge table.
 pub(crate) const FIELD_BITS: u32 = 20;
+const RANK_SHIFT: u32 = 2 * FIELD_BITS;
 const RANK_MASK: u64 = (1 << FIELD_BITS) - 1;
+
+/// Numbers of one slot: left id, right id and rank in two, from the lowest bit
+/// up, and the product.
+pub(crate) const MERGE_SLOT: usize = 3;
+
+/// ASCII characters.
+const ASCII: usize = 128;
+
+/// Pairs that are remembered, 16 bytes each.
+const RECENT_BITS: u32 = 13;
+const RECENT_PAIRS: usize = 1 << RECENT_BITS;
 
 /// The key of a pair in the merge table.
 #[inline]
 pub(crate) fn pair_key(left: TokenId, right: TokenId) -> u64 {
-    (u64::from(left) << FIELD_BITS) | u64::from(right)
+    u64::from(left) | (u64::from(right) << FIELD_BITS)
 }
 
-/// Scratch space for merging; nothing in it outlives a call.
-#[derive(Debug, Default)]
+/// A slot of the merge table.
+#[cfg(any(test, feature = "compile"))]
+pub(crate) fn merge_slot(key: u64, rank: u32, product: TokenId) -> [u32; MERGE_SLOT] {
+    let (upper, lower) = parts(key | (u64::from(rank) << RANK_SHIFT));
+    [lower, upper, product]
+}
+
+/// What every pair of ASCII characters merges to: the pairs that most words
+/// start from, at hand without a look into the merge table.
+pub(crate) struct AsciiPairs(Box<[u64]>);
+
+impl AsciiPairs {
+    /// The pairs of a tokenizer. `symbol`: the token of an ASCII character.
+    pub(crate) fn new(tables: &Tables<'_>, symbol: impl Fn(u8) -> TokenId) -> Self {
+        let symbols: Vec<TokenId> = (0..=0x7F).map(symbol).collect();
+        let pairs = symbols.iter().flat_map(|&left| {
+            symbols.iter().map(move |&right| {
+                let key = pair_key(left, right);
+                pair(tables, key, perfect_hash::mix(key))
+            })
+        });
+        Self(pairs.collect())
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.0.len() * size_of::<u64>()
+    }
+
+    #[inline]
+    fn of(&self, left: u8, right: u8) -> u64 {
+        self.0.get(usize::from(left) * ASCII + usize::from(right)).copied().unwrap_or(NO_PAIR)
+    }
+}
+
+/// Pairs that were looked up last, by their keys: direct-mapped, so that it
+/// stays in the processor's cache when the merge table does not.
+struct RecentPairs(Box<[[u64; 2]; RECENT_PAIRS]>);
+
+impl Default for RecentPairs {
+    fn default() -> Self {
+        let list = vec![[u64::MAX; 2]; RECENT_PAIRS].into_boxed_slice();
+        Self(list.try_into().unwrap_or_else(|_| Box::new([[u64::MAX; 2]; RECENT_PAIRS])))
+    }
+}
+
+impl RecentPairs {
+    /// The pair of two symbols, or [`NO_PAIR`].
+    #[inline]
+    fn pair(&mut self, tables: &Tables<'_>, left: TokenId, right: TokenId) -> u64 {
+        let key = pair_key(left, right);
+        let hash = perfect_hash::mix(key);
+        let place = usize::try_from(hash >> (u64::BITS - RECENT_BITS)).unwrap_or(0);
+        let Some(entry) = self.0.get_mut(place) else { return pair(tables, key, hash) };
+        let [known, found] = *entry;
+        if known == key {
+            return found;
+        }
+        let found = pair(tables, key, hash);
+        *entry = [key, found];
+        found
+    }
+}
+
+/// Scratch space for merging; but for the pairs it remembers, nothing in it
+/// outlives a call.
+///
+/// A *pair* is what a symbol and its right neighbour merge to: rank in the upper
+/// half, product in the lower, so that the smallest is merged first.
+#[derive(Default)]
 pub(crate) struct Merger {
+    recent: RecentPairs,
     /// The symbols of the word: first its bytes or characters, then its tokens.
     symbols: Vec<TokenId>,
-    /// Rank of the pair of a symbol and its right neighbour.
-    ranks: Vec<u32>,
+    /// The pair of each symbol but the last.
+    pairs: Vec<u64>,
+    /// The last symbol if it is an ASCII character.
+    last_ascii: u8,
     before: Vec<u32>,
     after: Vec<u32>,
     /// Rank in the upper half, position in the lower: the smallest is next.
@@ -44,10 +127,29 @@ pub(crate) struct Merger {
 }
 
 impl Merger {
-    /// An empty list of symbols, to be filled before [`Self::merge`].
-    pub(crate) fn symbols(&mut self) -> &mut Vec<TokenId> {
+    /// Starts a word.
+    pub(crate) fn clear(&mut self) {
         self.symbols.clear();
-        &mut self.symbols
+        self.pairs.clear();
+    }
+
+    /// Appends a symbol of the word.
+    #[inline]
+    pub(crate) fn push(&mut self, tables: &Tables<'_>, symbol: TokenId) {
+        if let Some(&left) = self.symbols.last() {
+            self.pairs.push(self.recent.pair(tables, left, symbol));
+        }
+        self.symbols.push(symbol);
+    }
+
+    /// Appends the symbol of an ASCII character to a word of such.
+    #[inline]
+    pub(crate) fn push_ascii(&mut self, pairs: &AsciiPairs, symbol: TokenId, byte: u8) {
+        if !self.symbols.is_empty() {
+            self.pairs.push(pairs.of(self.last_ascii, byte));
+        }
+        self.symbols.push(symbol);
+        self.last_ascii = byte;
     }
 
     /// Merges the symbols and returns what is left of them.
@@ -68,34 +170,31 @@ impl Merger {
 
     /// Bytes of memory held.
     pub(crate) fn memory_bytes(&self) -> usize {
-        let lists = [&self.symbols, &self.ranks, &self.before, &self.after];
+        let lists = [&self.symbols, &self.before, &self.after];
         lists.map(|list| list.capacity() * size_of::<u32>()).iter().sum::<usize>()
-            + self.heap.capacity() * size_of::<u64>()
+            + (self.pairs.capacity() + self.heap.capacity()) * size_of::<u64>()
+            + size_of_val(&*self.recent.0)
     }
 
     /// Merges a word of any length by looking for the minimum each time.
     pub(super) fn merge_by_scan(&mut self, tables: &Tables<'_>) {
-        let (symbols, ranks) = (&mut self.symbols, &mut self.ranks);
-        ranks.clear();
-        ranks.extend(symbols.windows(2).map(|pair| match pair {
-            [left, right] => rank(tables, *left, *right),
-            _ => NO_RANK,
-        }));
-        while let Some((at, lowest)) = minimum(ranks) {
-            let product = product(tables, lowest);
+        let (symbols, pairs, recent) = (&mut self.symbols, &mut self.pairs, &mut self.recent);
+        while let Some((at, lowest)) = minimum(pairs) {
+            let (_, product) = parts(lowest);
+            // The right symbol and its pair go; its left one takes the place.
             symbols.remove(at + 1);
-            ranks.remove(at);
+            pairs.remove(at);
             if let Some(symbol) = symbols.get_mut(at) {
                 *symbol = product;
             }
-            if let (Some(&right), Some(entry)) = (symbols.get(at + 1), ranks.get_mut(at)) {
-                *entry = rank(tables, product, right);
+            if let (Some(entry), Some(&right)) = (pairs.get_mut(at), symbols.get(at + 1)) {
+                *entry = recent.pair(tables, product, right);
             }
             let left = at.checked_sub(1);
             if let Some((index, &symbol)) = left.and_then(|i| Some((i, symbols.get(i)?)))
-                && let Some(entry) = ranks.get_mut(index)
+                && let Some(entry) = pairs.get_mut(index)
             {
-                *entry = rank(tables, symbol, product);
+                *entry = recent.pair(tables, symbol, product);
             }
         }
     }
@@ -104,15 +203,18 @@ impl Merger {
     /// longer that of the pair at its position. Every merge pushes at most two
     /// entries and takes one symbol away, so this ends.
     pub(super) fn merge_by_heap(&mut self, tables: &Tables<'_>) {
-        self.link(tables);
+        self.link();
         while let Some(Reverse(entry)) = self.heap.pop() {
-            let (lowest, at) = heap_fields(entry);
-            if self.ranks.get(at) != Some(&lowest) {
+            let (lowest, at) = parts(entry);
+            let at = at as usize;
+            let Some(&pair) = self.pairs.get(at) else { continue };
+            let (rank, product) = parts(pair);
+            if rank != lowest || pair == NO_PAIR {
                 continue;
             }
             let Some(next) = self.neighbour(&self.after, at) else { continue };
-            set(&mut self.symbols, at, product(tables, lowest));
-            set(&mut self.ranks, next, NO_RANK);
+            set(&mut self.symbols, at, product);
+            set(&mut self.pairs, next, NO_PAIR);
             let behind = self.after.get(next).copied().unwrap_or(NOWHERE);
             set(&mut self.after, at, behind);
             if behind != NOWHERE {
@@ -120,9 +222,9 @@ impl Merger {
             }
             // The symbol that was merged away is marked by pointing nowhere.
             set(&mut self.before, next, position(next));
-            self.rank_again(tables, at);
+            self.pair_again(tables, at);
             if let Some(left) = self.neighbour(&self.before, at) {
-                self.rank_again(tables, left);
+                self.pair_again(tables, left);
             }
         }
         let before = &self.before;
@@ -134,19 +236,21 @@ impl Merger {
         });
     }
 
-    /// Fills the lists and the heap from the symbols.
-    fn link(&mut self, tables: &Tables<'_>) {
+    /// Fills the lists and the heap from the symbols and their pairs.
+    fn link(&mut self) {
         let count = position(self.symbols.len());
         self.before.clear();
         self.before.extend((0..count).map(|at| at.checked_sub(1).unwrap_or(NOWHERE)));
         self.after.clear();
         self.after.extend((1..=count).map(|next| if next < count { next } else { NOWHERE }));
-        self.ranks.clear();
-        self.ranks.resize(self.symbols.len(), NO_RANK);
-        self.heap.clear();
-        for at in 0..self.symbols.len() {
-            self.rank_again(tables, at);
-        }
+        // The last symbol has a pair, too, from here on: none.
+        self.pairs.resize(self.symbols.len(), NO_PAIR);
+        let entries = self.pairs.iter().enumerate();
+        let entries = entries.filter(|&(_, &pair)| pair != NO_PAIR);
+        let mut list = std::mem::take(&mut self.heap).into_vec();
+        list.clear();
+        list.extend(entries.map(|(at, &pair)| Reverse(heap_entry(pair, at))));
+        self.heap = BinaryHeap::from(list);
     }
 
     fn neighbour(&self, list: &[u32], at: usize) -> Option<usize> {
@@ -154,17 +258,22 @@ impl Merger {
         (next != NOWHERE).then_some(next as usize)
     }
 
-    fn rank_again(&mut self, tables: &Tables<'_>, at: usize) {
+    fn pair_again(&mut self, tables: &Tables<'_>, at: usize) {
         let next = self.neighbour(&self.after, at).and_then(|next| self.symbols.get(next));
         let found = match (self.symbols.get(at), next) {
-            (Some(&left), Some(&right)) => rank(tables, left, right),
-            _ => NO_RANK,
+            (Some(&left), Some(&right)) => self.recent.pair(tables, left, right),
+            _ => NO_PAIR,
         };
-        set(&mut self.ranks, at, found);
-        if found != NO_RANK {
-            self.heap.push(Reverse((u64::from(found) << 32) | at as u64));
+        set(&mut self.pairs, at, found);
+        if found != NO_PAIR {
+            self.heap.push(Reverse(heap_entry(found, at)));
         }
     }
+}
+
+/// An entry of the heap for the pair at a position.
+fn heap_entry(pair: u64, at: usize) -> u64 {
+    (pair & !u64::from(u32::MAX)) | at as u64
 }
 
 /// A position in a word as the lists hold it.
@@ -176,43 +285,45 @@ fn position(at: usize) -> u32 {
     at as u32
 }
 
-/// Rank and position of an entry of the heap.
+/// The upper and the lower half of a number.
+#[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the halves of a u64 are taken apart")]
-fn heap_fields(entry: u64) -> (u32, usize) {
-    ((entry >> 32) as u32, entry as u32 as usize)
+fn parts(number: u64) -> (u32, u32) {
+    ((number >> 32) as u32, number as u32)
 }
 
-fn set(list: &mut [u32], at: usize, value: u32) {
+fn set<T>(list: &mut [T], at: usize, value: T) {
     if let Some(entry) = list.get_mut(at) {
         *entry = value;
     }
 }
 
-/// The leftmost of the lowest ranks, if any pair has one.
+/// The leftmost of the lowest pairs, if there is one. Pairs of equal rank are
+/// equal.
 #[inline]
-fn minimum(ranks: &[u32]) -> Option<(usize, u32)> {
-    let mut best = (0, NO_RANK);
-    for (at, &rank) in ranks.iter().enumerate() {
-        if rank < best.1 {
-            best = (at, rank);
+fn minimum(pairs: &[u64]) -> Option<(usize, u64)> {
+    let mut best = (0, NO_PAIR);
+    for (at, &pair) in pairs.iter().enumerate() {
+        if pair < best.1 {
+            best = (at, pair);
         }
     }
-    (best.1 != NO_RANK).then_some(best)
+    (best.1 != NO_PAIR).then_some(best)
 }
 
-/// The rank of a pair, or [`NO_RANK`].
+/// The pair of a key and its mixed hash, or [`NO_PAIR`].
 #[inline]
-fn rank(tables: &Tables<'_>, left: TokenId, right: TokenId) -> u32 {
-    let key = pair_key(left, right);
-    let hash = perfect_hash::mix(key);
-    let place = perfect_hash::locate(hash, tables.merge_pilots, tables.merge_slots.len());
-    match tables.merge_slots.get(place) {
-        Some(&slot) if slot >> FIELD_BITS == key => (slot & RANK_MASK) as u32,
-        _ => NO_RANK,
+fn pair(tables: &Tables<'_>, key: u64, hash: u64) -> u64 {
+    let slots = tables.merge_slots.len() / MERGE_SLOT;
+    let place = perfect_hash::locate(hash, tables.merge_pilots, slots);
+    let slot = tables.merge_slots.get(place * MERGE_SLOT..);
+    let Some(&[lower, upper, product]) = slot.and_then(<[u32]>::first_chunk) else {
+        return NO_PAIR;
+    };
+    let found = u64::from(lower) | (u64::from(upper) << 32);
+    // All but the rank: the bits above it are set in a slot that is not used.
+    if (found ^ key) & !(RANK_MASK << RANK_SHIFT) != 0 {
+        return NO_PAIR;
     }
-}
-
-#[inline]
-fn product(tables: &Tables<'_>, rank: u32) -> TokenId {
-    tables.merge_products.get(rank as usize).copied().unwrap_or_default()
+    (((found >> RANK_SHIFT) & RANK_MASK) << 32) | u64::from(product)
 }

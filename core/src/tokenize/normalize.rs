@@ -23,15 +23,18 @@ const SETTLED_BYTES_MAX: usize = 1024;
 /// `None` if there is no border within [`PRETOKEN_BYTES_MAX`] after the usual
 /// length of a chunk: thousands of combining marks in a row.
 pub(crate) fn chunk_end(text: &str, start: usize) -> Option<usize> {
-    let tail = text.get(start..)?;
-    if tail.len() <= CHUNK_BYTES {
-        return Some(text.len());
+    let mut from = start.checked_add(CHUNK_BYTES).filter(|&from| from < text.len());
+    while let Some(at) = from
+        && !text.is_char_boundary(at)
+    {
+        from = Some(at + 1);
     }
-    for (at, character) in tail.char_indices() {
-        if at >= CHUNK_BYTES && is_border(character) {
-            return Some(start + at);
+    let Some(from) = from else { return Some(text.len()) };
+    for (at, character) in text.get(from..)?.char_indices() {
+        if is_border(character) {
+            return Some(from + at);
         }
-        if at > CHUNK_BYTES + PRETOKEN_BYTES_MAX {
+        if at > PRETOKEN_BYTES_MAX {
             return None;
         }
     }
@@ -62,7 +65,27 @@ pub(crate) fn settled(text: &str, from: usize) -> Option<usize> {
 
 /// Whether `chunk` is certainly in Normalization Form C.
 pub(crate) fn is_normal(chunk: &str) -> bool {
-    chunk.is_ascii() || matches!(is_nfc_quick(chunk.chars()), IsNormalized::Yes)
+    // Below U+0300 everything is, and no lead byte of UTF-8 is above this.
+    if chunk.bytes().all(|byte| byte < 0xCC) {
+        return true;
+    }
+    let mut rest = chunk;
+    while let Some(start) = rest.find(|character| !is_easy(character)) {
+        let (_, from) = rest.split_at(start);
+        let end = from.find(is_easy).unwrap_or(from.len());
+        let (hard, after) = from.split_at(end);
+        if !matches!(is_nfc_quick(hard.chars()), IsNormalized::Yes) {
+            return false;
+        }
+        rest = after;
+    }
+    true
+}
+
+/// Whether `character` is in Normalization Form C and no combining mark,
+/// whatever stands beside it: what the quick check need not look at.
+pub(super) fn is_easy(character: char) -> bool {
+    character < '\u{300}' || is_border(character)
 }
 
 /// Appends the normal form of `chunk` to `out`.

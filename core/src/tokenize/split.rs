@@ -30,13 +30,6 @@ pub(crate) const MATCH_GAP: u8 = 2;
 /// The kind of a gap that no pattern of the automaton stands for.
 const PLAIN_GAP: u8 = u8::MAX;
 
-/// The dead state.
-const DEAD: usize = 0;
-/// Where matching starts.
-const START: usize = 1;
-/// The first state that reports a match.
-const FIRST_MATCH: usize = 2;
-
 /// One piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
@@ -64,11 +57,12 @@ pub(crate) fn next_piece(
     start: usize,
     steps_max: u64,
 ) -> Result<Piece, EncodeError> {
+    let walk = Walk::of(tables);
     let mut at = start;
     let (mut steps, mut seen) = (0, start);
     let mut gap = None;
     while at < text.len() {
-        let look = match_at(tables, text, at).ok_or(EncodeError::PretokenTooLong)?;
+        let look = match_at(&walk, text, at).ok_or(EncodeError::PretokenTooLong)?;
         steps += look.steps as u64;
         seen = seen.max(at + look.steps);
         let (end, gap_here) = match look.found {
@@ -95,6 +89,65 @@ pub(crate) fn next_piece(
     Ok(Piece { end: at, steps, seen })
 }
 
+/// The automaton, to be walked state by state.
+#[derive(Clone, Copy)]
+pub(crate) struct Walk<'a> {
+    classes: &'a [u16; 256],
+    transitions: &'a [u16],
+    matches: &'a [u8],
+    stride: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// The dead state.
+    pub(crate) const DEAD: usize = 0;
+    /// Where matching starts.
+    pub(crate) const START: usize = 1;
+    /// The first state that reports a match.
+    const FIRST_MATCH: usize = 2;
+
+    /// The automaton of a file.
+    #[inline]
+    pub(crate) fn of(tables: &Tables<'a>) -> Self {
+        Self {
+            classes: tables.dfa_classes.first_chunk().unwrap_or(&[0; 256]),
+            transitions: tables.dfa_transitions,
+            matches: tables.dfa_matches,
+            stride: tables.dfa_stride,
+        }
+    }
+
+    #[inline]
+    fn by_class(&self, state: usize, class: usize) -> usize {
+        let next = self.transitions.get(state * self.stride + class);
+        next.map_or(Self::DEAD, |&next| usize::from(next))
+    }
+
+    /// The state that `byte` leads to.
+    #[inline]
+    pub(crate) fn next(&self, state: usize, byte: u8) -> usize {
+        let class = self.classes.get(usize::from(byte)).map_or(0, |&class| usize::from(class));
+        self.by_class(state, class)
+    }
+
+    /// The state that the end of the text leads to.
+    #[inline]
+    fn at_end(&self, state: usize) -> usize {
+        self.by_class(state, self.stride.saturating_sub(1))
+    }
+
+    /// The kind of the match that a state reports, if it reports one.
+    #[inline]
+    pub(crate) fn kind(&self, state: usize) -> Option<u8> {
+        self.matches.get(state.checked_sub(Self::FIRST_MATCH)?).copied()
+    }
+
+    /// Whether nothing follows a state but the dead one.
+    pub(crate) fn is_last(&self, state: usize) -> bool {
+        (0..self.stride).all(|class| self.by_class(state, class) == Self::DEAD)
+    }
+}
+
 /// What lies at one position.
 struct Look {
     /// The end and the kind of the match, if there is one.
@@ -105,41 +158,35 @@ struct Look {
 
 /// Matches at `start`. `None` if that takes looking too far ahead.
 #[inline]
-fn match_at(tables: &Tables<'_>, text: &[u8], start: usize) -> Option<Look> {
-    let transitions = tables.dfa_transitions;
-    let matches_end = FIRST_MATCH + tables.dfa_matches.len();
-    let next = |state: usize, class: usize| -> usize {
-        transitions.get(state * tables.dfa_stride + class).map_or(DEAD, |&next| usize::from(next))
-    };
+fn match_at(walk: &Walk<'_>, text: &[u8], start: usize) -> Option<Look> {
+    let matches_end = Walk::FIRST_MATCH + walk.matches.len();
     let tail = text.get(start..).unwrap_or_default();
-    let mut state = START;
+    let mut state = Walk::START;
     let mut last = None;
     let mut looked = 0;
     for &byte in tail.iter().take(2 * PRETOKEN_BYTES_MAX) {
-        let class =
-            tables.dfa_classes.get(usize::from(byte)).map_or(0, |&class| usize::from(class));
-        state = next(state, class);
+        state = walk.next(state, byte);
         if state < matches_end {
-            if state == DEAD {
+            if state == Walk::DEAD {
                 break;
             }
-            if state >= FIRST_MATCH {
+            if state >= Walk::FIRST_MATCH {
                 last = Some((looked, state));
             }
         }
         looked += 1;
     }
-    if state != DEAD {
+    if state != Walk::DEAD {
         if looked < tail.len() {
             return None;
         }
-        let state = next(state, tables.dfa_stride.saturating_sub(1));
-        if (FIRST_MATCH..matches_end).contains(&state) {
+        let state = walk.at_end(state);
+        if walk.kind(state).is_some() {
             last = Some((looked, state));
         }
     }
     let found = last.and_then(|(len, state)| {
-        let kind = tables.dfa_matches.get(state - FIRST_MATCH).copied()?;
+        let kind = walk.kind(state)?;
         Some((start + match_len(tail, len, kind)?, kind))
     });
     Some(Look { found, steps: looked + 1 })

@@ -1,19 +1,16 @@
-//! One pre-token to its ids: remembered, or a word of the vocabulary, or merged.
+//! One pre-token to its ids: a word of the vocabulary, or remembered, or merged.
 //!
-//! The order is that of cost: a remembered word takes one cache line, a whole
-//! word of the vocabulary four, merging one or two for every pair.
+//! The order is that of cost: most words are one token, which takes one cache
+//! line to find out; a remembered word takes one more, and merging one or two
+//! for every pair.
 
-use super::cache::WordCache;
+use super::cache::{LongWords, ShortWords};
 use super::file::{Kind, NO_TOKEN, Tables};
-use super::merge::Merger;
+use super::key::WordKey;
+use super::merge::{AsciiPairs, Merger};
 use super::perfect_hash;
 use crate::ids::TokenId;
 use crate::limits::{PRETOKEN_BYTES_MAX, WORD_CACHE_LONG_ENTRIES, WORD_CACHE_SHORT_ENTRIES};
-
-/// Bytes and ids of a short remembered word.
-const SHORT: (usize, usize) = (22, 6);
-/// Bytes and ids of a long remembered word.
-const LONG: (usize, usize) = (94, 24);
 
 /// What SentencePiece vocabularies write for a space.
 pub(crate) const LOW_LINE: char = '\u{2581}';
@@ -22,102 +19,196 @@ pub(crate) const LOW_LINE: char = '\u{2581}';
 /// space, wherever no merge can reach across.
 const SEAM_BYTES_MIN: usize = 32;
 
+/// Words that are looked up together.
+pub(crate) const BATCH: usize = 16;
+
+/// Numbers of one slot of the table of whole words: the first bytes of the word
+/// in two or three, the rest of a long word's place in the third, and id and
+/// length in the last.
+pub(crate) const WORD_SLOT: usize = 4;
+/// Bytes that a slot holds of a word that is no longer than that; of a longer
+/// one it holds the first eight, and where the others are.
+pub(crate) const WORD_SLOT_BYTES: usize = 12;
+/// Where the length starts in the last number of a slot; below is the id.
+pub(crate) const WORD_LEN_SHIFT: u32 = 20;
+/// Longest word that the table of whole words holds, in bytes.
+#[cfg(any(test, feature = "compile"))]
+pub(crate) const WORD_BYTES_MAX: usize = (1 << (32 - WORD_LEN_SHIFT)) - 2;
+
 /// The state that turns words into ids.
 pub(crate) struct Words {
-    short: WordCache<{ SHORT.0 }, { SHORT.1 }>,
-    long: WordCache<{ LONG.0 }, { LONG.1 }>,
+    short: ShortWords,
+    long: LongWords,
+    pairs: AsciiPairs,
     merger: Merger,
 }
 
 impl Words {
-    /// Empty caches.
-    pub(crate) fn new() -> Self {
+    /// Empty caches for a tokenizer.
+    pub(crate) fn new(tables: &Tables<'_>, kind: Kind) -> Self {
         Self {
-            short: WordCache::new(WORD_CACHE_SHORT_ENTRIES),
-            long: WordCache::new(WORD_CACHE_LONG_ENTRIES),
+            short: ShortWords::new(WORD_CACHE_SHORT_ENTRIES),
+            long: LongWords::new(WORD_CACHE_LONG_ENTRIES),
+            pairs: AsciiPairs::new(tables, |byte| ascii_symbol(tables, kind, byte)),
             merger: Merger::default(),
         }
     }
 
     /// Bytes of memory held.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.short.memory_bytes() + self.long.memory_bytes() + self.merger.memory_bytes()
+        self.short.memory_bytes()
+            + self.long.memory_bytes()
+            + self.pairs.memory_bytes()
+            + self.merger.memory_bytes()
     }
 
-    /// Appends the ids of one word to `out`.
+    /// Appends the ids of the words that lie side by side in `text` from `start`
+    /// on and end at `ends`, of which the first [`BATCH`] count. `None` if one is
+    /// not within `text`, or not between characters.
     ///
-    /// `word`: a pre-token; for [`Kind::SentencePiece`] with a space for every
-    /// [`LOW_LINE`].
+    /// The words are pre-tokens; for [`Kind::SentencePiece`] with a space for
+    /// every [`LOW_LINE`].
     #[inline]
     pub(crate) fn encode(
         &mut self,
         tables: &Tables<'_>,
         kind: Kind,
+        text: &str,
+        start: usize,
+        ends: &[usize],
+        out: &mut Vec<TokenId>,
+    ) -> Option<()> {
+        // Each loop does one thing for all words, so that the processor waits
+        // for the tables of several at the same time.
+        let mut keys = [WordKey::default(); BATCH];
+        let mut places = [0; BATCH];
+        let mut whole = [NO_TOKEN; BATCH];
+        let bytes = text.as_bytes();
+        let slots = tables.word_slots.len() / WORD_SLOT;
+        let mut at = start;
+        for ((&end, key), place) in ends.iter().zip(&mut keys).zip(&mut places) {
+            *key = WordKey::of(bytes, at, bytes.get(at..end)?);
+            *place = perfect_hash::locate(key.hash, tables.word_pilots, slots);
+            at = end;
+        }
+        at = start;
+        for (((&end, key), &place), id) in ends.iter().zip(&keys).zip(&places).zip(&mut whole) {
+            *id = whole_word(tables, place, bytes.get(at..end)?, key);
+            at = end;
+        }
+        at = start;
+        for ((&end, key), &id) in ends.iter().zip(&keys).zip(&whole) {
+            if id == NO_TOKEN {
+                self.encode_several(tables, kind, text.get(at..end)?, key, out);
+            } else {
+                out.push(id);
+            }
+            at = end;
+        }
+        Some(())
+    }
+
+    /// Appends the ids of a word that is no token.
+    fn encode_several(
+        &mut self,
+        tables: &Tables<'_>,
+        kind: Kind,
         word: &str,
+        key: &WordKey,
         out: &mut Vec<TokenId>,
     ) {
-        let bytes = word.as_bytes();
-        let hash = word_hash(bytes);
-        let mut known = None;
-        if bytes.len() <= SHORT.0 {
-            known = self.short.find(bytes, hash);
-        }
-        if known.is_none() && bytes.len() <= LONG.0 {
-            known = self.long.find(bytes, hash);
-        }
-        if let Some(ids) = known {
-            out.extend_from_slice(ids);
-            return;
-        }
-        let whole = whole_word(tables, bytes, hash);
-        let ids = match &whole {
-            Some(id) => std::slice::from_ref(id),
-            None => {
-                first_symbols(tables, kind, word, self.merger.symbols());
-                self.merger.merge(tables)
-            }
+        let known = match word.len() {
+            ..=WordKey::BYTES => self.short.find(word.len(), key),
+            _ => self.long.find(word.as_bytes(), key),
         };
+        match known {
+            Some(ids) => out.extend_from_slice(ids),
+            None => self.merge(tables, kind, word, key, out),
+        }
+    }
+
+    /// Merges a word that is not known, and remembers it.
+    fn merge(
+        &mut self,
+        tables: &Tables<'_>,
+        kind: Kind,
+        word: &str,
+        key: &WordKey,
+        out: &mut Vec<TokenId>,
+    ) {
+        self.merger.clear();
+        if word.is_ascii() {
+            for &byte in word.as_bytes() {
+                let symbol = ascii_symbol(tables, kind, byte);
+                self.merger.push_ascii(&self.pairs, symbol, byte);
+            }
+        } else {
+            first_symbols(tables, kind, word, &mut self.merger);
+        }
+        let ids = self.merger.merge(tables);
         out.extend_from_slice(ids);
-        if bytes.len() <= SHORT.0 && ids.len() <= SHORT.1 {
-            self.short.remember(bytes, hash, ids);
-        } else if bytes.len() <= LONG.0 && ids.len() <= LONG.1 {
-            self.long.remember(bytes, hash, ids);
+        if word.len() <= WordKey::BYTES {
+            self.short.remember(word.len(), key, ids);
+        } else {
+            self.long.remember(word.as_bytes(), key, ids);
         }
     }
 }
 
-/// The hash of a word, for the caches and the table of whole words.
+/// The id of `word`, whose slot is at `place`, if it is a word that encodes to
+/// one token; else [`NO_TOKEN`].
 #[inline]
-pub(crate) fn word_hash(word: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(word)
+fn whole_word(tables: &Tables<'_>, place: usize, word: &[u8], key: &WordKey) -> TokenId {
+    let slot = tables.word_slots.get(place * WORD_SLOT..);
+    let Some(&[first, second, third, last]) = slot.and_then(<[u32]>::first_chunk) else {
+        return NO_TOKEN;
+    };
+    let begins = u64::from(first) | (u64::from(second) << 32);
+    if begins != key.first || (last >> WORD_LEN_SHIFT) as usize != word.len() {
+        return NO_TOKEN;
+    }
+    let same = if word.len() <= WORD_SLOT_BYTES {
+        u64::from(third) == key.second
+    } else {
+        let rest = word.get(size_of::<u64>()..).unwrap_or_default();
+        let bytes = tables.word_bytes.get(third as usize..).unwrap_or_default();
+        bytes.starts_with(rest)
+    };
+    if same { last & ((1 << WORD_LEN_SHIFT) - 1) } else { NO_TOKEN }
 }
 
-/// The id of `word` if it is a word that encodes to one token.
+/// The symbol that an ASCII character is merged from.
 #[inline]
-fn whole_word(tables: &Tables<'_>, word: &[u8], hash: u64) -> Option<TokenId> {
-    let place = perfect_hash::locate(hash, tables.word_pilots, tables.word_slots.len());
-    let id = *tables.word_slots.get(place)?;
-    let [start, end] = *tables.word_offsets.get(id as usize..)?.first_chunk()?;
-    (tables.word_bytes.get(start as usize..end as usize)? == word).then_some(id)
+fn ascii_symbol(tables: &Tables<'_>, kind: Kind, byte: u8) -> TokenId {
+    if kind == Kind::SentencePiece {
+        let id = char_token(tables, char::from(byte));
+        if id != NO_TOKEN {
+            return id;
+        }
+    }
+    byte_token(tables, byte)
 }
 
-/// Appends the symbols that merging starts from.
-fn first_symbols(tables: &Tables<'_>, kind: Kind, word: &str, symbols: &mut Vec<TokenId>) {
-    let byte_token =
-        |byte: u8| tables.byte_tokens.get(usize::from(byte)).copied().unwrap_or_default();
+#[inline]
+fn byte_token(tables: &Tables<'_>, byte: u8) -> TokenId {
+    tables.byte_tokens.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
+/// Hands over the symbols that merging starts from.
+fn first_symbols(tables: &Tables<'_>, kind: Kind, word: &str, merger: &mut Merger) {
     for character in word.chars() {
-        if kind == Kind::ByteLevel
-            && let Ok(byte @ 0..=0x7F) = u8::try_from(character)
-        {
-            symbols.push(byte_token(byte));
+        if let Ok(byte @ 0..=0x7F) = u8::try_from(character) {
+            merger.push(tables, ascii_symbol(tables, kind, byte));
             continue;
         }
         let id = char_token(tables, character);
         if id == NO_TOKEN {
             let mut buffer = [0; 4];
-            symbols.extend(character.encode_utf8(&mut buffer).bytes().map(byte_token));
+            for byte in character.encode_utf8(&mut buffer).bytes() {
+                merger.push(tables, byte_token(tables, byte));
+            }
         } else {
-            symbols.push(id);
+            merger.push(tables, id);
         }
     }
 }
@@ -130,7 +221,6 @@ fn char_token(tables: &Tables<'_>, character: char) -> TokenId {
     let Some(page) = usize::from(page).checked_sub(1) else { return NO_TOKEN };
     tables.char_tokens.get(page * 256 + (code & 0xFF)).copied().unwrap_or(NO_TOKEN)
 }
-
 /// The next word of a SentencePiece text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SeamWord {

@@ -14,8 +14,11 @@ use super::{CompileError, inconsistent, unsupported};
 use crate::ids::TokenId;
 use crate::limits::TOKEN_IDS_MAX;
 use crate::tokenize::file::{Kind, NO_TOKEN, Section};
-use crate::tokenize::merge::{FIELD_BITS, pair_key};
-use crate::tokenize::words::{LOW_LINE, seam_bit, word_hash};
+use crate::tokenize::key::WordKey;
+use crate::tokenize::merge::{MERGE_SLOT, merge_slot, pair_key};
+use crate::tokenize::words::{
+    LOW_LINE, WORD_BYTES_MAX, WORD_LEN_SHIFT, WORD_SLOT, WORD_SLOT_BYTES, seam_bit,
+};
 
 /// Bits per pair of characters in the set of seams: more make fewer borders
 /// look mergeable that are not.
@@ -36,7 +39,8 @@ pub(super) struct Vocabulary {
     /// The canonical form of each token, in the order of ids.
     forms: Vec<Option<Vec<u8>>>,
     merges: Merges,
-    products: Vec<TokenId>,
+    /// Merges read so far: the rank of the next one.
+    ranks: u32,
     byte_tokens: Vec<TokenId>,
     /// Pairs of characters that stand together in the product of a merge.
     seams: HashSet<(char, char)>,
@@ -61,7 +65,7 @@ impl Vocabulary {
             byte_tokens: byte_tokens(kind, &ids)?,
             ids,
             merges: Merges::default(),
-            products: Vec::new(),
+            ranks: 0,
             seams: HashSet::default(),
         };
         for (text, &id) in &read.ids {
@@ -84,7 +88,7 @@ impl Vocabulary {
             let (Some(left), Some(right), Some(product)) = ids else {
                 return inconsistent("merge of or to a token that the vocabulary lacks");
             };
-            let rank = u32::try_from(self.products.len()).unwrap_or(u32::MAX);
+            let rank = self.ranks;
             if rank >= TOKEN_IDS_MAX {
                 return Err(CompileError::TooLarge("merges"));
             }
@@ -96,7 +100,7 @@ impl Vocabulary {
                 let spaced = text.replace(LOW_LINE, " ");
                 self.seams.extend(spaced.chars().zip(spaced.chars().skip(1)));
             }
-            self.products.push(product);
+            self.ranks += 1;
             // Of the same pair twice, the later rank counts, as with HF.
             self.merges.insert((left, right), (rank, product));
         }
@@ -125,25 +129,24 @@ impl Vocabulary {
 
     fn write_merges(&self, writer: &mut Writer) -> Result<(), CompileError> {
         // In the order of ranks, so that equal inputs give equal files.
-        let mut merges: Vec<(u32, u64)> = self
+        let mut merges: Vec<(u32, u64, TokenId)> = self
             .merges
             .iter()
-            .map(|(&(left, right), &(rank, _))| (rank, pair_key(left, right)))
+            .map(|(&(left, right), &(rank, product))| (rank, pair_key(left, right), product))
             .collect();
         merges.sort_unstable();
         let hashes: Vec<u64> =
-            merges.iter().map(|&(_, key)| crate::tokenize::perfect_hash::mix(key)).collect();
+            merges.iter().map(|&(_, key, _)| crate::tokenize::perfect_hash::mix(key)).collect();
         let placement =
             perfect_hash::place(&hashes).ok_or(CompileError::TooLarge("merge table"))?;
-        let mut slots = vec![u64::MAX; placement.slots];
-        for (&(rank, key), &slot) in merges.iter().zip(&placement.slot_of) {
+        let mut slots = vec![[u32::MAX; MERGE_SLOT]; placement.slots];
+        for (&(rank, key, product), &slot) in merges.iter().zip(&placement.slot_of) {
             if let Some(to) = slots.get_mut(slot) {
-                *to = (key << FIELD_BITS) | u64::from(rank);
+                *to = merge_slot(key, rank, product);
             }
         }
         writer.u16s(Section::MergePilots, &placement.pilots);
-        writer.u64s(Section::MergeSlots, &slots);
-        writer.u32s(Section::MergeProducts, &self.products);
+        writer.u32s(Section::MergeSlots, slots.as_flattened());
         Ok(())
     }
 
@@ -151,28 +154,35 @@ impl Vocabulary {
     /// that merging makes one token of.
     fn write_words(&self, writer: &mut Writer) -> Result<(), CompileError> {
         let mut words: Vec<(TokenId, &[u8])> = Vec::new();
-        let (mut offsets, mut bytes) = (vec![0], Vec::new());
         for (id, form) in (0_u32..).zip(&self.forms) {
             if let Some(form) = form
                 && (self.ignore_merges || self.merged(form) == Some(vec![id]))
             {
                 words.push((id, form));
-                bytes.extend_from_slice(form);
             }
-            let end = u32::try_from(bytes.len()).map_err(|_| CompileError::TooLarge("words"))?;
-            offsets.push(end);
         }
-        let hashes: Vec<u64> = words.iter().map(|(_, word)| word_hash(word)).collect();
+        let keys: Vec<WordKey> = words.iter().map(|(_, word)| WordKey::of(word, 0, word)).collect();
+        let hashes: Vec<u64> = keys.iter().map(|key| key.hash).collect();
         let placement = perfect_hash::place(&hashes).ok_or(CompileError::TooLarge("word table"))?;
-        let mut slots = vec![NO_TOKEN; placement.slots];
-        for (&(id, _), &slot) in words.iter().zip(&placement.slot_of) {
+        let mut slots = vec![[u32::MAX; WORD_SLOT]; placement.slots];
+        let mut bytes = Vec::new();
+        for ((&(id, word), key), &slot) in words.iter().zip(&keys).zip(&placement.slot_of) {
+            let len = u32::try_from(word.len()).ok().filter(|_| word.len() <= WORD_BYTES_MAX);
+            let len = len.ok_or(CompileError::TooLarge("token"))?;
+            let [first, second] = halves(key.first);
+            let third = if word.len() <= WORD_SLOT_BYTES {
+                halves(key.second)[0]
+            } else {
+                let at = u32::try_from(bytes.len()).map_err(|_| CompileError::TooLarge("words"))?;
+                bytes.extend(word.iter().skip(size_of::<u64>()));
+                at
+            };
             if let Some(to) = slots.get_mut(slot) {
-                *to = id;
+                *to = [first, second, third, id | (len << WORD_LEN_SHIFT)];
             }
         }
         writer.u16s(Section::WordPilots, &placement.pilots);
-        writer.u32s(Section::WordSlots, &slots);
-        writer.u32s(Section::WordOffsets, &offsets);
+        writer.u32s(Section::WordSlots, slots.as_flattened());
         writer.bytes(Section::WordBytes, bytes);
         Ok(())
     }
@@ -289,6 +299,12 @@ impl Vocabulary {
             })
             .min_by_key(|&(at, rank, _)| (rank, at))
     }
+}
+
+/// The lower and the upper half of a number.
+#[expect(clippy::cast_possible_truncation, reason = "the halves of a u64 are taken apart")]
+fn halves(number: u64) -> [u32; 2] {
+    [number as u32, (number >> 32) as u32]
 }
 
 fn apply(symbols: &mut Vec<TokenId>, at: usize, product: TokenId) {
