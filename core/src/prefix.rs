@@ -233,10 +233,11 @@ impl PrefixCache {
         if let Some(index) = last {
             self.leaves.touch(&mut self.nodes, index);
         }
-        self.counters.lookups += 1;
+        let is_on = self.bytes_max > 0;
+        self.counters.lookups += u64::from(is_on);
         self.counters.hits += u64::from(last.is_some());
         self.counters.bytes_saved += border.at as u64;
-        Trail { scope, node, border, is_closed: self.bytes_max == 0 }
+        Trail { scope, node, border, is_closed: !is_on }
     }
 
     /// Remembers the text between the trail's border and a further one, and moves

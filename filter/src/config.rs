@@ -45,6 +45,7 @@ struct RawConfig {
     debug_headers: bool,
     token_data: bool,
     index_blocks_max: u64,
+    prefix_cache_bytes_max: u64,
     body_bytes_max: u64,
     booking_expiry_ms: Option<u64>,
     booking_order: BookingOrder,
@@ -66,6 +67,7 @@ impl Default for RawConfig {
             debug_headers: false,
             token_data: false,
             index_blocks_max: 4_000_000,
+            prefix_cache_bytes_max: 32 * 1024 * 1024,
             body_bytes_max: 4 * 1024 * 1024,
             booking_expiry_ms: None,
             booking_order: BookingOrder::Strict,
@@ -99,6 +101,11 @@ pub struct Config {
     /// memory, a block takes up to 13 bytes, twice while a snapshot comes in).
     /// Default 4 million.
     pub index_blocks_max: usize,
+    /// Most bytes of memory for the beginnings of prompts that were tokenized
+    /// before, in each VM, so that a turn of a conversation costs only that turn;
+    /// text takes about twice its length. 0 to 256 MiB; default 32 MiB; 0 keeps
+    /// none.
+    pub prefix_cache_bytes_max: usize,
     /// Longest body that is looked at, in bytes; a longer one is routed by
     /// load: looking at it would hold the worker thread up for too long. 1 KiB to
     /// 16 MiB; default 4 MiB.
@@ -177,6 +184,9 @@ impl Config {
         if !(1_000..=40_000_000).contains(&raw.index_blocks_max) {
             wrong.push("`index_blocks_max` must be 1000 to 40000000".to_owned());
         }
+        if raw.prefix_cache_bytes_max > 256 * 1024 * 1024 {
+            wrong.push("`prefix_cache_bytes_max` must be 0 to 268435456".to_owned());
+        }
         if !(1_024..=16 * 1024 * 1024).contains(&raw.body_bytes_max) {
             wrong.push("`body_bytes_max` must be 1024 to 16777216".to_owned());
         }
@@ -192,8 +202,9 @@ impl Config {
         }
         let overrides =
             overrides(&raw.router, raw.enforce_disagg, raw.booking_expiry_ms, &mut wrong);
-        let (Ok(index_blocks_max), Ok(body_bytes_max), true) = (
+        let (Ok(index_blocks_max), Ok(prefix_cache_bytes_max), Ok(body_bytes_max), true) = (
             usize::try_from(raw.index_blocks_max),
+            usize::try_from(raw.prefix_cache_bytes_max),
             usize::try_from(raw.body_bytes_max),
             wrong.is_empty(),
         ) else {
@@ -205,6 +216,7 @@ impl Config {
             debug_headers: raw.debug_headers,
             token_data: raw.token_data,
             index_blocks_max,
+            prefix_cache_bytes_max,
             body_bytes_max,
             booking_order: raw.booking_order,
             feed_stale_ms: raw.feed_stale_ms,
@@ -269,6 +281,7 @@ mod tests {
         assert_eq!(config.mode, Mode::Body);
         assert_eq!(config.overrides, Overrides::default());
         assert!(!config.prefiller_header);
+        assert_eq!(config.prefix_cache_bytes_max, 33_554_432);
         assert_eq!((config.legacy_headers, config.trust_pins), (false, false));
         assert_eq!(config.booking_order, BookingOrder::Strict);
         assert_eq!((config.cache_salt_header, config.cache_salt_from_body), (None, true));
@@ -277,8 +290,9 @@ mod tests {
     #[test]
     fn members_are_taken() {
         let json = br#"{"mode":"endpoint","feed_cluster":"f","debug_headers":true,
-            "booking_order":"none"}"#;
+            "booking_order":"none","prefix_cache_bytes_max":0}"#;
         let config = Config::parse(json).unwrap();
+        assert_eq!(config.prefix_cache_bytes_max, 0);
         assert_eq!(config.booking_order, BookingOrder::None);
         assert_eq!((config.mode, config.debug_headers), (Mode::Endpoint, true));
         assert_eq!(config.feed_cluster, "f");
@@ -311,11 +325,12 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_named_together() {
-        let json = br#"{"feed_cluster":"","index_blocks_max":1,"booking_expiry_ms":5}"#;
+        let json = br#"{"feed_cluster":"","index_blocks_max":1,"booking_expiry_ms":5,
+            "prefix_cache_bytes_max":268435457}"#;
         let Err(ConfigError::OutOfRange(wrong)) = Config::parse(json) else {
             panic!("must be refused");
         };
-        assert_eq!(wrong.len(), 3, "{wrong:?}");
+        assert_eq!(wrong.len(), 4, "{wrong:?}");
     }
 
     fn settings(json: &str) -> Settings {

@@ -76,9 +76,19 @@ pub enum Counter {
     SessionsRefused,
     /// Own decisions that there was no room for, or not for all of their blocks.
     DecisionsRefused,
+    /// Prompts whose beginning was looked up among those that were read before.
+    PrefixLookups,
+    /// Of those, prompts whose beginning was known.
+    PrefixHits,
+    /// Bytes of prompts that were not tokenized again.
+    PrefixBytesSaved,
+    /// Chunks of beginnings that were forgotten for want of room.
+    PrefixEvicted,
+    /// Chunks of beginnings that were not remembered for want of room.
+    PrefixRefused,
 }
 
-const COUNTERS: [(Counter, &str); 31] = [
+const COUNTERS: [(Counter, &str); 36] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
@@ -110,6 +120,11 @@ const COUNTERS: [(Counter, &str); 31] = [
     (Counter::BookingsCrowded, "warmpath_bookings_crowded_total"),
     (Counter::SessionsRefused, "warmpath_sessions_refused_total"),
     (Counter::DecisionsRefused, "warmpath_decisions_unrecorded_total"),
+    (Counter::PrefixLookups, "warmpath_prefix_lookups_total"),
+    (Counter::PrefixHits, "warmpath_prefix_hits_total"),
+    (Counter::PrefixBytesSaved, "warmpath_prefix_bytes_saved_total"),
+    (Counter::PrefixEvicted, "warmpath_prefix_evicted_chunks_total"),
+    (Counter::PrefixRefused, "warmpath_prefix_refused_chunks_total"),
 ];
 
 /// Gauges.
@@ -123,6 +138,8 @@ pub enum Gauge {
     IndexEvicted,
     /// Bytes that a VM's tokenizers hold.
     TokenizerBytes,
+    /// Bytes that a VM holds of beginnings of prompts that were read before.
+    PrefixBytes,
     /// Milliseconds since the sidecar was heard of.
     FeedAgeMs,
     /// Bookings that are not freed.
@@ -135,11 +152,12 @@ pub enum Gauge {
     IndexLive,
 }
 
-const GAUGES: [(Gauge, &str); 9] = [
+const GAUGES: [(Gauge, &str); 10] = [
     (Gauge::IndexBlocks, "warmpath_index_blocks"),
     (Gauge::IndexBytes, "warmpath_index_bytes"),
     (Gauge::IndexEvicted, "warmpath_index_evicted_blocks"),
     (Gauge::TokenizerBytes, "warmpath_tokenizer_bytes"),
+    (Gauge::PrefixBytes, "warmpath_prefix_bytes"),
     (Gauge::FeedAgeMs, "warmpath_feed_age_ms"),
     (Gauge::Bookings, "warmpath_bookings"),
     (Gauge::Workers, "warmpath_workers"),

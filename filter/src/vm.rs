@@ -14,6 +14,7 @@ use warmpath_core::entry::Entry;
 use warmpath_core::limits::{CACHE_USAGE_STALE_MS, RING_APPEND_ATTEMPTS_MAX};
 use warmpath_core::load::BookingId;
 use warmpath_core::models::Models;
+use warmpath_core::prefix::{PrefixCache, PrefixCounters};
 use warmpath_core::replica::{Changed, Counters, Position, Refused, Replica};
 use warmpath_core::ring::{Read, Ring};
 use warmpath_core::settings::{RouterSettings, Settings};
@@ -92,6 +93,7 @@ pub(crate) struct Vm {
     reported: Counters,
     refused_reported: Refused,
     evicted_reported: u64,
+    prefixes_reported: PrefixCounters,
     live_at_reported: Option<Position>,
     expire_at_ms: u64,
     gauges_at_ms: u64,
@@ -128,10 +130,13 @@ impl Vm {
             reported: Counters::default(),
             refused_reported: Refused::default(),
             evicted_reported: 0,
+            prefixes_reported: PrefixCounters::default(),
             live_at_reported: None,
             expire_at_ms: 0,
             gauges_at_ms: 0,
         };
+        let seed = vm.random.next_u64();
+        *vm.models.prefixes_mut() = PrefixCache::new(config.prefix_cache_bytes_max, seed);
         vm.take_settings();
         vm.take_kept_state();
         Ok(vm)
@@ -141,6 +146,7 @@ impl Vm {
         if config.index_blocks_max != self.config.index_blocks_max {
             log::warn!("warmpath: `index_blocks_max` takes effect when the VM is created anew");
         }
+        self.models.prefixes_mut().set_bytes_max(config.prefix_cache_bytes_max);
         self.config = config.clone();
         self.root = root;
         self.take_settings();
@@ -361,12 +367,25 @@ impl Vm {
             self.metrics.set(Gauge::IndexEvicted, evicted);
         }
         self.metrics.set(Gauge::TokenizerBytes, self.models.bytes() as u64);
+        self.report_prefixes();
         self.metrics.set(Gauge::Bookings, self.replica.loads().bookings() as u64);
         self.metrics.set(Gauge::Workers, self.replica.roster().workers.len() as u64);
         self.metrics.set(Gauge::IndexLive, u64::from(self.replica.is_live()));
         if let Some(age_ms) = self.feed_age_ms(now_ms) {
             self.metrics.set(Gauge::FeedAgeMs, age_ms);
         }
+    }
+
+    fn report_prefixes(&mut self) {
+        let prefixes = self.models.prefixes();
+        let (counters, bytes) = (prefixes.counters(), prefixes.bytes());
+        let seen = core::mem::replace(&mut self.prefixes_reported, counters);
+        self.metrics.set(Gauge::PrefixBytes, bytes as u64);
+        self.metrics.add(Counter::PrefixLookups, counters.lookups - seen.lookups);
+        self.metrics.add(Counter::PrefixHits, counters.hits - seen.hits);
+        self.metrics.add(Counter::PrefixBytesSaved, counters.bytes_saved - seen.bytes_saved);
+        self.metrics.add(Counter::PrefixEvicted, counters.evicted - seen.evicted);
+        self.metrics.add(Counter::PrefixRefused, counters.refused - seen.refused);
     }
 
     /// Each VM counts for itself, although all have read the same.

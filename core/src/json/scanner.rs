@@ -431,37 +431,54 @@ impl<'a> Scanner<'a> {
 }
 
 /// Number of leading bytes that stand for themselves inside a string: no
-/// quote, no backslash, no control character. Many at a time, because most of a
-/// request is the inside of strings.
+/// quote, no backslash, no control character. Several at a time, because most of
+/// a request is the inside of strings.
+#[inline]
 pub(super) fn plain_bytes(bytes: &[u8]) -> usize {
-    /// Bytes that are looked at together; they become a few vector instructions.
-    const STEP: usize = 32;
-    let is_special = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\');
-    let steps = bytes.as_chunks::<STEP>().0;
-    // Not `any`, which stops at the first and so looks at one after the other.
-    let has_special = |step: &[u8; STEP]| step.iter().fold(false, |any, &b| any | is_special(b));
-    let plain = steps.iter().position(has_special).unwrap_or(steps.len()) * STEP;
-    let rest = bytes.get(plain..).unwrap_or_default();
-    plain + plain_words(rest)
-}
-
-/// The same, eight bytes at a time.
-fn plain_words(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = ONES << 7;
-    let (words, tail) = bytes.as_chunks::<8>();
-    for (at, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        // Each term sets the high bit of a byte that is below the bound, and
-        // perhaps of bytes after the first such byte: the first is exact.
-        let below = |word: u64, bound: u64| word.wrapping_sub(ONES * bound) & !word & HIGHS;
-        let special = below(word, 0x20)
-            | below(word ^ (ONES * u64::from(b'"')), 1)
-            | below(word ^ (ONES * u64::from(b'\\')), 1);
-        if special != 0 {
-            return at * 8 + special.trailing_zeros() as usize / 8;
+    let (steps, tail) = bytes.as_chunks::<STEP>();
+    for (at, step) in steps.iter().enumerate() {
+        if let Some(first) = first_special(step) {
+            return at * STEP + first;
         }
     }
     let special = tail.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\');
-    words.len() * 8 + special.unwrap_or(tail.len())
+    steps.len() * STEP + special.unwrap_or(tail.len())
+}
+
+/// Bytes that are looked at together.
+#[cfg(target_arch = "wasm32")]
+const STEP: usize = 16;
+#[cfg(not(target_arch = "wasm32"))]
+const STEP: usize = 8;
+
+/// The first byte that does not stand for itself.
+#[cfg(target_arch = "wasm32")]
+#[inline]
+fn first_special(step: &[u8; STEP]) -> Option<usize> {
+    use core::arch::wasm32::{u8x16_bitmask, u8x16_eq, u8x16_lt, u8x16_splat, u64x2, v128_or};
+    let (low, high) = step.split_at(STEP / 2);
+    let half = |half: &[u8]| half.first_chunk().map_or(0, |half| u64::from_le_bytes(*half));
+    let bytes = u64x2(half(low), half(high));
+    let control = u8x16_lt(bytes, u8x16_splat(0x20));
+    let quote = u8x16_eq(bytes, u8x16_splat(b'"'));
+    let backslash = u8x16_eq(bytes, u8x16_splat(b'\\'));
+    let special = u8x16_bitmask(v128_or(v128_or(control, quote), backslash));
+    (special != 0).then(|| special.trailing_zeros() as usize)
+}
+
+/// The first byte that does not stand for itself.
+#[cfg(not(target_arch = "wasm32"))]
+#[inline]
+fn first_special(step: &[u8; STEP]) -> Option<usize> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = ONES << 7;
+    let word = u64::from_le_bytes(*step);
+    // Each term sets the high bit of a byte that is below the bound, and perhaps
+    // of bytes after the first such byte: the first is exact. Bytes that had it
+    // set before are none.
+    let below = |word: u64, bound: u64| word.wrapping_sub(ONES * bound);
+    let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+    let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+    let special = (below(word, 0x20) | quote | backslash) & !word & HIGHS;
+    (special != 0).then(|| special.trailing_zeros() as usize / 8)
 }

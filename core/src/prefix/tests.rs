@@ -1,6 +1,8 @@
 //! A cache under test stands beside encoding each text anew, with a tokenizer
 //! that is too simple to be wrong.
 
+use core::slice::SliceIndex;
+
 use super::*;
 use crate::choose::Random;
 use crate::hash::{Salt, sequence_hashes};
@@ -19,21 +21,25 @@ fn encode(text: &str, tokenizer: u32) -> Vec<TokenId> {
     while let Some(word) = rest.get(..word_end(rest)).filter(|word| !word.is_empty()) {
         tokens
             .push(word.bytes().fold(tokenizer, |sum, byte| sum.wrapping_mul(31) ^ u32::from(byte)));
-        rest = &rest[word.len()..];
+        rest = part(rest, word.len()..);
     }
     tokens
 }
 
+fn part(text: &str, range: impl SliceIndex<str, Output = str>) -> &str {
+    text.get(range).unwrap()
+}
+
 fn word_end(text: &str) -> usize {
     let first = text.chars().next().map_or(0, char::len_utf8);
-    text[first..].find(' ').map_or(text.len(), |space| first + space)
+    part(text, first..).find(' ').map_or(text.len(), |space| first + space)
 }
 
 /// The borders of a text: each but the last end of a word.
 fn borders(text: &str) -> Vec<Border> {
     let (mut at, mut found) = (0, Vec::new());
     loop {
-        at += word_end(&text[at..]);
+        at += word_end(part(text, at..));
         if at >= text.len() {
             return found;
         }
@@ -65,7 +71,7 @@ impl Bench {
         assert_eq!(tokens, expected[..known.tokens]);
         assert_eq!(known_hashes, hashes[..known_hashes.len()]);
         assert!(known_hashes.len() <= shape.blocks(known.tokens));
-        let rest = &text[known.at..];
+        let rest = part(text, known.at..);
         let resumed = encode(rest, scope.tokenizer);
         assert_eq!(resumed, expected[known.tokens..], "a border to resume from");
         for border in borders(text) {
@@ -184,8 +190,9 @@ fn what_is_known_is_what_is_true() {
 fn windows_that_collide_are_told_apart() {
     let mut bench = Bench::new(1 << 20);
     let window = words(5, PREFIX_CHUNK_BYTES);
-    let text =
-        |replaced: char, tail: &str| format!("{replaced}{}{tail}{}", &window[1..], words(6, 3_000));
+    let text = |replaced: char, tail: &str| {
+        format!("{replaced}{}{tail}{}", part(&window, 1..), words(6, 3_000))
+    };
     let mut known = Vec::new();
     for round in 0..2 {
         for letter in 'a'..='z' {
@@ -208,7 +215,7 @@ fn scopes_share_nothing() {
     assert_eq!(bench.read(SCOPE, SHAPE, &text), 0);
     assert_eq!(bench.read(Scope { tokenizer: 2, ..SCOPE }, SHAPE, &text), 0);
     assert_eq!(bench.read(Scope { seed: 2, ..SCOPE }, SHAPE, &text), 0);
-    assert_eq!(bench.read(SCOPE, SHAPE, &text[text.find(" x").unwrap() + 1..]), 0);
+    assert_eq!(bench.read(SCOPE, SHAPE, part(&text, text.find(" x").unwrap() + 1..)), 0);
     assert!(bench.read(SCOPE, SHAPE, &text) > 8_000);
 }
 
@@ -219,10 +226,11 @@ fn the_text_behind_a_chunk_counts() {
     let text = words(1, 3_000);
     bench.read(SCOPE, SHAPE, &text);
     let end = bench.cache.find(SCOPE, &text, SHAPE, &mut vec![], &mut vec![]).border();
-    let (same, other) = (&text[..end.seen_to], format!("{}s{}", &text[..end.at], words(2, 10)));
+    let (same, other) =
+        (part(&text, 0..end.seen_to), format!("{}s{}", part(&text, 0..end.at), words(2, 10)));
     assert_eq!(bench.read(SCOPE, SHAPE, same), end.at);
     assert!(bench.read(SCOPE, SHAPE, &other) < end.at);
-    assert!(bench.read(SCOPE, SHAPE, &text[..end.at]) < end.at);
+    assert!(bench.read(SCOPE, SHAPE, part(&text, 0..end.at)) < end.at);
 }
 
 /// Goal: what is used stays, whatever passes by; and its beginning as well.
@@ -276,7 +284,7 @@ fn a_cache_that_is_switched_off_forgets_all() {
     bench.cache.set_bytes_max(1 << 20);
     assert_eq!(bench.read(SCOPE, SHAPE, &text), 0);
     assert!(bench.read(SCOPE, SHAPE, &text) > 8_000);
-    assert_eq!(bench.cache.counters().lookups, 5);
+    assert_eq!(bench.cache.counters().lookups, 3);
 }
 
 /// Goal: a text that is longer than all room is remembered as far as it goes.

@@ -10,7 +10,7 @@ const SAMPLE_BYTES: usize = 8;
 const STRETCH_BYTES: usize = 64;
 const SAMPLES: usize = PREFIX_CHUNK_BYTES / STRETCH_BYTES;
 
-const _: () = assert!(PREFIX_CHUNK_BYTES % STRETCH_BYTES == 0);
+const _: () = assert!(PREFIX_CHUNK_BYTES.is_multiple_of(STRETCH_BYTES));
 
 /// A hash of some bytes of a window, the last ones among them.
 pub(super) fn hash(window: &[u8; PREFIX_CHUNK_BYTES], seed: u64) -> u64 {

@@ -132,6 +132,7 @@ impl Reading {
         self.tokens_before = self.tokens.len();
         let (Stage::Tokenize, Some(number)) = (self.stage, self.model) else { return };
         let Ok(reader) = models.reader(number) else { return };
+        self.tokens.reserve(self.text.len() / BYTES_PER_TOKEN_ESTIMATE);
         let scope = Scope { tokenizer: reader.number, seed: self.seed };
         let (text, shape) = (&self.text, self.shape);
         let trail = reader.prefixes.find(scope, text, shape, &mut self.tokens, &mut self.hashes);
