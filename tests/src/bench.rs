@@ -3,4 +3,5 @@
 //! Each benchmark program measures one part and writes its rows; the table and
 //! `target/bench/summary.json` are made of all parts (`scripts/bench.py`).
 
+pub mod feed;
 pub mod rows;
