@@ -32,8 +32,18 @@ pub(crate) const STREAM_RETRY_MS: u64 = 250;
 /// milliseconds: the sidecar sends a heartbeat five times a second.
 pub(crate) const STREAM_SILENCE_MS: u64 = 3_000;
 
-/// Parts of a snapshot that may be on their way at a time.
-pub(crate) const SNAPSHOT_CREDIT: u32 = 4;
+/// Time that the messages of one turn of the event loop may spend on applying
+/// frames, in nanoseconds: all that a socket has is read in one turn. What is left
+/// is in the ring log and applied on ticks, or before a decision.
+pub(crate) const TURN_FEED_NS: u64 = 500_000;
+
+/// Messages that follow each other within so many nanoseconds are of one turn:
+/// nobody else is served in between.
+pub(crate) const SAME_TURN_NS: u64 = 30_000;
+
+/// Parts of a snapshot that may be on their way at a time: applying one takes up
+/// to half a millisecond, and two may come in one turn of the event loop.
+pub(crate) const SNAPSHOT_CREDIT: u32 = 2;
 
 /// Parts of a blob that may be on their way at a time.
 pub(crate) const BLOB_CREDIT: u32 = 8;

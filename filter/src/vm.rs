@@ -307,6 +307,14 @@ impl Vm {
         }
         let live_at = self.replica.live_at();
         if live_at != self.live_at_reported {
+            if let (None, Some(at)) = (self.live_at_reported, live_at) {
+                log::info!(
+                    "warmpath: vm {} has {} blocks as of log frame {}",
+                    self.number,
+                    self.replica.index().blocks(),
+                    at.sequence
+                );
+            }
             self.live_at_reported = live_at;
             self.metrics.set(Gauge::FeedSequence, live_at.map_or(0, |at| at.sequence));
         }
