@@ -326,10 +326,12 @@ impl Replica {
         self.had_prefill.note(&self.roster);
     }
 
-    /// Does a bounded piece of background work; call it on every tick.
-    pub fn step(&mut self) {
-        self.index.sweep(SWEEP_TABLES_PER_STEP);
-        self.approximate.step(SWEEP_TABLES_PER_STEP);
+    /// Does a bounded piece of background work; call it on every tick. Returns
+    /// whether any is left.
+    pub fn step(&mut self) -> bool {
+        let index = self.index.sweep(SWEEP_TABLES_PER_STEP);
+        let approximate = self.approximate.step(SWEEP_TABLES_PER_STEP);
+        index || approximate
     }
 
     /// Whether the index shows the log's state.
