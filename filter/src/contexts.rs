@@ -110,8 +110,9 @@ impl RootContext for Root {
         let _watch = hooks::Watch::start(hooks::Callback::Tick);
         let now_ms = host::monotonic_ns() / 1_000_000;
         vm::with(|vm| {
-            vm.tick(now_ms);
+            let is_left = vm.tick(now_ms);
             vm.drive_feed(now_ms);
+            vm.pace.ticked(is_left || vm.feed_is_busy());
         });
         pairing::release_stuck(now_ms);
     }

@@ -126,6 +126,16 @@ impl Vm {
         self.drive_uplink(now_ms);
     }
 
+    /// Whether a stream or a file is under way that ticks bring on.
+    pub(crate) fn feed_is_busy(&self) -> bool {
+        let Feed { follow, snapshot, loading, .. } = &self.feed;
+        let is_fetching = follow.as_ref().is_some_and(|follow| follow.fetch.is_some());
+        snapshot.is_some()
+            || loading.is_some()
+            || is_fetching
+            || self.models.wanted_blob().is_some()
+    }
+
     /// Sends what this gateway has booked since the last tick.
     fn drive_uplink(&mut self, now_ms: u64) {
         let Some(Follow { stream, uplink: Some(uplink), .. }) = &mut self.feed.follow else {
@@ -150,6 +160,8 @@ impl Vm {
         {
             let dropped = uplink.note(&entry);
             self.metrics.add(Counter::UplinkDropped, dropped);
+            // Other routers are to hear of it soon.
+            self.pace.speed_up();
         }
     }
 

@@ -1,8 +1,20 @@
 //! Bounds and periods of the filter, each with its reason.
 
-/// Asked for between two ticks, in milliseconds. Envoy's timers have a grain of
-/// about 4 ms.
+/// Asked for between two ticks while something is under way, in milliseconds.
+/// Envoy's timers have a grain of about 4 ms.
 pub(crate) const TICK_MS: u32 = 5;
+
+/// The same while nothing is, in milliseconds: a quarter of the time between two
+/// renewals of the lease.
+pub(crate) const TICK_IDLE_MS: u32 = 50;
+
+/// Ticks in a row that must find nothing under way before they become fewer:
+/// about half a second.
+pub(crate) const TICKS_QUIET: u32 = 64;
+
+/// Bytes of the ring log that may come between two ticks without making ticks
+/// frequent: a quarter of what a request may apply.
+pub(crate) const TICK_BUSY_BYTES: usize = REQUEST_FEED_BYTES_MAX / 4;
 
 /// Time that a tick may spend on the ring log, in nanoseconds. A worker thread
 /// serves requests in between, so it must stay well below their latency.
