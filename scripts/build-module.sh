@@ -21,8 +21,10 @@ case $variant in
     ;;
 esac
 
-"$ROOT/scripts/wasm-cargo.sh" build --package warmpath-filter --lib \
-  --profile "$profile" "${features[@]}"
+# The linker leaves room for the longest form of every address and number unless
+# it is told not to: 7 % of the code.
+"$ROOT/scripts/wasm-cargo.sh" rustc --package warmpath-filter --lib \
+  --profile "$profile" "${features[@]}" -- -Clink-arg=--compress-relocations
 
 built=$ROOT/target/wasm/wasm-target/$profile/warmpath.wasm
 module=$ROOT/target/$name.wasm

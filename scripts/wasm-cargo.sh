@@ -46,9 +46,17 @@ CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; echo "${flags[*]}")
 export CARGO_ENCODED_RUSTFLAGS
 
 # Cargo before 1.95 takes a target description without being asked to.
-zflags=(-Zbuild-std=std,panic_abort)
+# The library is built for size as well: its sorts alone were 100 KB of the module.
+zflags=(-Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size)
 if "$cargo" -Z help | grep -q json-target-spec; then
   zflags+=(-Zjson-target-spec)
+fi
+
+# What a panic says would be seen nowhere, so the modules put nothing together
+# where the compiler can leave that out (from 1.92 on).
+if "$cargo" -Z help | grep -q panic-immediate-abort; then
+  zflags+=(-Zpanic-immediate-abort)
+  export CARGO_PROFILE_{WASM,WASM_HF,WASM_HOOKS}_PANIC=immediate-abort
 fi
 
 command=$1
