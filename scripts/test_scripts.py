@@ -8,6 +8,7 @@ is there to find. The last line is `N passed, N failed`.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -21,6 +22,7 @@ import unittest
 from unittest import mock
 
 import bench
+import bench_start
 import check_dependencies
 import check_docs
 import check_invariants
@@ -417,6 +419,30 @@ class Manifests(unittest.TestCase):
         text = "services: {a: {volumes: ['./%s:/x:ro', '${W:-../target/w.wasm}:/y:ro']}}\n"
         self.assertEqual(self.faults(text % "fill.sh", "docker-compose.yaml"), 0)
         self.assertEqual(self.faults(text % "gone.sh", "docker-compose.yaml"), 1)
+
+
+class Start(unittest.TestCase):
+    """The start benchmark: rows, and answers that must not pass."""
+
+    def test_rows_are_those_of_the_other_parts(self):
+        beside = bench_start.row("ready", "s", 2.0, baseline=0.5, goal=2, note="x")
+        self.assertEqual(beside, {
+            "name": "ready", "unit": "s", "value": 2.0, "baseline": 0.5, "ratio": 0.25,
+            "goal": {"value_max": 2}, "note": "x"})
+        alone = bench_start.row("compile", "ms", 1.0)
+        self.assertEqual(set(alone), {"name", "unit", "value", "baseline", "ratio"})
+
+    def test_a_prediction_of_more_than_there_is_ends_the_run(self):
+        bench = bench_start.Bench.__new__(bench_start.Bench)
+        bench.sent = 0
+        envoy, model = argparse.Namespace(gateway=1), argparse.Namespace(name="m")
+        answers = [None, ("warming_model", "0", "32"), ("kv", "16", "32"), ("kv", "32", "32")]
+        bench.ask = lambda *_: answers.pop(0)
+        bench.check_prediction(envoy, model)
+        self.assertEqual(answers, [])
+        answers += [None, ("kv", "48", "32")]
+        with self.assertRaises(bench_start.Wrong):
+            bench.check_prediction(envoy, model)
 
 
 class Count(unittest.TextTestResult):
