@@ -73,7 +73,7 @@ ALL = [
     Part("core", 4),
     Part("feed", 4),
     Part("neighbour", 2),
-    Part("start", 2),
+    Part("start", 2, prepares=True),
 ]
 
 
