@@ -253,9 +253,9 @@ impl Approximate {
         overlaps(&mut self.index, prompt, out);
     }
 
-    /// A bounded piece of background work.
-    pub fn step(&mut self, tables: usize) {
-        self.index.sweep(tables);
+    /// A bounded piece of background work. Returns whether any is left.
+    pub fn step(&mut self, tables: usize) -> bool {
+        self.index.sweep(tables)
     }
 
     /// Number of records.

@@ -326,13 +326,16 @@ impl Replica {
         self.had_prefill.note(&self.roster);
     }
 
-    /// Does a bounded piece of background work; call it on every tick.
-    pub fn step(&mut self) {
+    /// Does a bounded piece of background work; call it on every tick. Returns
+    /// whether any is left.
+    pub fn step(&mut self) -> bool {
         if self.incoming.as_ref().is_some_and(Incoming::is_settling) {
             self.settle();
         }
-        self.index.sweep(SWEEP_TABLES_PER_STEP);
-        self.approximate.step(SWEEP_TABLES_PER_STEP);
+        let settling = self.incoming.as_ref().is_some_and(Incoming::is_settling);
+        let index = self.index.sweep(SWEEP_TABLES_PER_STEP);
+        let approximate = self.approximate.step(SWEEP_TABLES_PER_STEP);
+        settling || index || approximate
     }
 
     /// Whether the index shows the log's state.

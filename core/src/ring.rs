@@ -39,6 +39,15 @@ pub enum Read {
     NotYet,
 }
 
+/// The head as it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Number of the newest entry; 0 if there is none.
+    pub sequence: u64,
+    /// What a write of the head must name.
+    version: u32,
+}
+
 /// What became of a conditional append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Append {
@@ -94,11 +103,26 @@ impl Ring {
     }
 
     fn head_key(&self) -> String {
-        format!("{KEY_PREFIX}/ring-{}/head", self.slots)
+        let mut key = self.key();
+        key.push_str("head");
+        key
     }
 
     fn slot_key(&self, sequence: u64) -> String {
-        format!("{KEY_PREFIX}/ring-{}/{}", self.slots, sequence % self.slots)
+        let mut key = self.key();
+        push_number(&mut key, sequence % self.slots);
+        key
+    }
+
+    /// What all keys begin with. Put together without `format!`: a request needs
+    /// a dozen keys.
+    fn key(&self) -> String {
+        let mut key = String::with_capacity(KEY_BYTES);
+        key.push_str(KEY_PREFIX);
+        key.push_str("/ring-");
+        push_number(&mut key, self.slots);
+        key.push('/');
+        key
     }
 
     /// Creates the ring if it is not there. Must have returned in one VM before
@@ -126,12 +150,17 @@ impl Ring {
     ///
     /// [`Unavailable`], also before [`Ring::prepare`].
     pub fn head(&self, store: &impl SharedData) -> Result<u64, Unavailable> {
-        self.read_head(store).map(|(sequence, _)| sequence)
+        self.read_head(store).map(|head| head.sequence)
     }
 
-    fn read_head(&self, store: &impl SharedData) -> Result<(u64, u32), Unavailable> {
-        let head = store.get(&self.head_key())?.ok_or(Unavailable)?;
-        Ok((numbered(&head.value).ok_or(Unavailable)?.0, head.version))
+    /// The head, to append behind.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`], also before [`Ring::prepare`].
+    pub fn read_head(&self, store: &impl SharedData) -> Result<Head, Unavailable> {
+        let Versioned { value, version } = store.get(&self.head_key())?.ok_or(Unavailable)?;
+        Ok(Head { sequence: numbered(&value).ok_or(Unavailable)?.0, version })
     }
 
     /// The entry of a sequence number.
@@ -161,18 +190,33 @@ impl Ring {
         position: u64,
         entry: &[u8],
     ) -> Result<Append, Unavailable> {
-        let (head, head_version) = self.read_head(store)?;
-        if head != position {
+        let head = self.read_head(store)?;
+        if head.sequence != position {
             return Ok(Append::Moved);
         }
-        let next = position + 1;
+        self.append_behind(store, head, entry)
+    }
+
+    /// Appends right behind a head that was read before, if it is still the
+    /// head. The claim of the slot decides, so an old one does no harm.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub fn append_behind(
+        &self,
+        store: &impl SharedData,
+        head: Head,
+        entry: &[u8],
+    ) -> Result<Append, Unavailable> {
+        let next = head.sequence + 1;
         let key = self.slot_key(next);
         let slot = store.get(&key)?.ok_or(Unavailable)?;
         let (used_by, _) = numbered(&slot.value).ok_or(Unavailable)?;
         if used_by >= next {
             // Claimed, but the head has not followed yet: its owner is about
             // to move it, or is gone. Moving it twice is harmless.
-            store.set(&self.head_key(), &next.to_le_bytes(), Some(head_version))?;
+            store.set(&self.head_key(), &next.to_le_bytes(), Some(head.version))?;
             return Ok(Append::Moved);
         }
         let mut value = Vec::with_capacity(8 + entry.len());
@@ -182,7 +226,7 @@ impl Ring {
             return Ok(Append::Moved);
         }
         // Lost here means that somebody has moved the head for us.
-        store.set(&self.head_key(), &next.to_le_bytes(), Some(head_version))?;
+        store.set(&self.head_key(), &next.to_le_bytes(), Some(head.version))?;
         Ok(Append::Done)
     }
 
@@ -193,13 +237,24 @@ impl Ring {
     /// [`AppendError::Contended`] if others were faster every time.
     pub fn append(&self, store: &impl SharedData, entry: &[u8]) -> Result<u64, AppendError> {
         for _ in 0..RING_APPEND_ATTEMPTS_MAX {
-            let position = self.head(store)?;
-            if self.append_at(store, position, entry)? == Append::Done {
-                return Ok(position + 1);
+            let head = self.read_head(store)?;
+            if self.append_behind(store, head, entry)? == Append::Done {
+                return Ok(head.sequence + 1);
             }
         }
         Err(AppendError::Contended)
     }
+}
+
+/// Room for a key of the ring.
+const KEY_BYTES: usize = 48;
+
+/// Appends a number in decimal digits.
+fn push_number(key: &mut String, number: u64) {
+    if number >= 10 {
+        push_number(key, number / 10);
+    }
+    key.extend(char::from_digit((number % 10) as u32, 10));
 }
 
 fn numbered(value: &[u8]) -> Option<(u64, &[u8])> {
@@ -231,6 +286,33 @@ mod tests {
         }
         assert_eq!(ring.read(&store, 6), Ok(Read::NotYet));
         assert_eq!(ring.head(&store), Ok(5));
+    }
+
+    #[test]
+    fn keys_are_as_older_modules_have_them() {
+        let ring = Ring::default();
+        assert_eq!(ring.head_key(), format!("{KEY_PREFIX}/ring-{RING_SLOTS}/head"));
+        for sequence in [0, 9, 10, 99, 4_095, 4_096, 1_000_007] {
+            let slot = sequence % RING_SLOTS;
+            assert_eq!(ring.slot_key(sequence), format!("{KEY_PREFIX}/ring-{RING_SLOTS}/{slot}"));
+        }
+    }
+
+    /// Goal: who appends behind a head of before, when the ring has gone round
+    /// meanwhile, gets no position and moves no head.
+    #[test]
+    fn an_old_head_gets_no_position() {
+        for others in 1..=9 {
+            let (ring, store) = ring(4);
+            ring.append(&store, b"first").unwrap();
+            let old = ring.read_head(&store).unwrap();
+            for _ in 0..others {
+                ring.append(&store, b"other").unwrap();
+            }
+            assert_eq!(ring.append_behind(&store, old, b"late"), Ok(Append::Moved));
+            assert_eq!(ring.head(&store), Ok(1 + others));
+            assert_eq!(ring.read(&store, 1 + others), Ok(Read::Entry(b"other".to_vec())));
+        }
     }
 
     #[test]

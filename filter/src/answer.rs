@@ -103,10 +103,13 @@ impl Answer {
 
     fn body(&self) -> String {
         let Self { code, message, param, .. } = self;
-        let error = serde_json::json!({
-            "message": message, "type": self.kind(), "param": param, "code": code
-        });
-        serde_json::json!({ "error": error }).to_string()
+        let param = param.map_or_else(|| "null".to_owned(), quoted);
+        format!(
+            r#"{{"error":{{"message":{},"type":{},"param":{param},"code":{}}}}}"#,
+            quoted(message),
+            quoted(self.kind()),
+            quoted(code)
+        )
     }
 
     /// Sends it in place of the request. If the host refuses, the request goes on.
@@ -125,9 +128,30 @@ impl Answer {
     }
 }
 
+/// A text as a JSON string.
+fn quoted(text: &str) -> String {
+    let mut json = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => json.extend(['\\', character]),
+            '\0'..='\u{1f}' => json.push_str(&format!("\\u{:04x}", u32::from(character))),
+            _ => json.push(character),
+        }
+    }
+    json.push('"');
+    json
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_json() {
+        for text in ["", "a \"word\" \\", "line\nend\u{1f}\0", "ünïcode 🙂"] {
+            assert_eq!(serde_json::from_str::<String>(&quoted(text)).unwrap(), text);
+        }
+    }
 
     #[test]
     fn every_failure_has_its_status() {

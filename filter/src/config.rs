@@ -5,16 +5,14 @@
 
 use core::fmt;
 
-use serde::Deserialize;
-use serde_json::{Map, Value as Json};
 use warmpath_core::headers::{TENANT, steers_routing};
+use warmpath_core::json::{JsonError, JsonKind, RawJson};
 
 use crate::limits::HEADER_NAME_BYTES_MAX;
 use crate::overrides::Overrides;
 
 /// How the choice is handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Headers are held until the body is in, then name the worker's endpoint.
     /// Needs `allow_on_headers_stop_iteration: true` on the plugin.
@@ -25,8 +23,7 @@ pub enum Mode {
 }
 
 /// Whether bookings are ordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BookingOrder {
     /// A booking counts only right behind the state that it was decided on; if
     /// another VM was faster, the decision is made again.
@@ -36,10 +33,10 @@ pub enum BookingOrder {
     None,
 }
 
-/// As written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawConfig {
+/// As written. Read by our own scanner: serde's would be a twentieth of the
+/// module's code.
+#[derive(Debug)]
+struct RawConfig<'a> {
     mode: Mode,
     feed_cluster: String,
     debug_headers: bool,
@@ -56,10 +53,10 @@ struct RawConfig {
     trust_pins: bool,
     cache_salt_header: Option<String>,
     cache_salt_from_body: bool,
-    router: Map<String, Json>,
+    router: RawJson<'a>,
 }
 
-impl Default for RawConfig {
+impl Default for RawConfig<'_> {
     fn default() -> Self {
         Self {
             mode: Mode::Body,
@@ -78,9 +75,102 @@ impl Default for RawConfig {
             trust_pins: false,
             cache_salt_header: None,
             cache_salt_from_body: true,
-            router: Map::new(),
+            router: RawJson::EMPTY_OBJECT,
         }
     }
+}
+
+impl<'a> RawConfig<'a> {
+    /// Reads a configuration; what is wrong with it in words.
+    fn read(json: &'a [u8]) -> Result<Self, String> {
+        let text = str::from_utf8(json).map_err(|err| err.to_string())?;
+        let json = RawJson::parse(text).map_err(|err| match err {
+            JsonError::Syntax(at) => format!("not JSON from byte {at} on"),
+            JsonError::TooDeep => "nested too deep".to_owned(),
+        })?;
+        if json.kind() != JsonKind::Object {
+            return Err("must be a JSON object".to_owned());
+        }
+        let mut config = Self::default();
+        let mut seen = Vec::new();
+        for member in json.members() {
+            let name = member.key.string().unwrap_or_default();
+            let takes = config.set(&name, member.value)?;
+            if let Err(Takes(what)) = takes {
+                return Err(format!("`{name}` must be {what}"));
+            }
+            if seen.contains(&name) {
+                return Err(format!("`{name}` is there twice"));
+            }
+            seen.push(name);
+        }
+        Ok(config)
+    }
+
+    /// Sets a member. Fails if there is none of that name.
+    fn set(&mut self, name: &str, value: RawJson<'a>) -> Result<Result<(), Takes>, String> {
+        Ok(match name {
+            "mode" => word(value, &[("endpoint", Mode::Endpoint), ("body", Mode::Body)])
+                .map(|mode| self.mode = mode),
+            "booking_order" => {
+                let words = [("strict", BookingOrder::Strict), ("none", BookingOrder::None)];
+                word(value, &words).map(|order| self.booking_order = order)
+            }
+            "feed_cluster" => text(value).map(|name| self.feed_cluster = name),
+            "debug_headers" => flag(value).map(|flag| self.debug_headers = flag),
+            "token_data" => flag(value).map(|flag| self.token_data = flag),
+            "index_blocks_max" => number(value).map(|blocks| self.index_blocks_max = blocks),
+            "prefix_cache_bytes_max" => {
+                number(value).map(|bytes| self.prefix_cache_bytes_max = bytes)
+            }
+            "body_bytes_max" => number(value).map(|bytes| self.body_bytes_max = bytes),
+            "booking_expiry_ms" => {
+                optional(value, number).map(|expiry| self.booking_expiry_ms = expiry)
+            }
+            "feed_stale_ms" => number(value).map(|age_ms| self.feed_stale_ms = age_ms),
+            "enforce_disagg" => optional(value, flag).map(|flag| self.enforce_disagg = flag),
+            "prefiller_header" => flag(value).map(|flag| self.prefiller_header = flag),
+            "legacy_headers" => flag(value).map(|flag| self.legacy_headers = flag),
+            "trust_pins" => flag(value).map(|flag| self.trust_pins = flag),
+            "cache_salt_header" => optional(value, text).map(|name| self.cache_salt_header = name),
+            "cache_salt_from_body" => flag(value).map(|flag| self.cache_salt_from_body = flag),
+            "router" if value.kind() == JsonKind::Object => {
+                self.router = value;
+                Ok(())
+            }
+            "router" => Err(Takes("an object")),
+            _ => return Err(format!("`{name}` is not a known member")),
+        })
+    }
+}
+
+/// What a member takes, in words.
+struct Takes(&'static str);
+
+fn flag(value: RawJson<'_>) -> Result<bool, Takes> {
+    value.boolean().ok_or(Takes("true or false"))
+}
+
+fn number(value: RawJson<'_>) -> Result<u64, Takes> {
+    value.unsigned().ok_or(Takes("a whole number"))
+}
+
+fn text(value: RawJson<'_>) -> Result<String, Takes> {
+    value.string().map(std::borrow::Cow::into_owned).ok_or(Takes("a string"))
+}
+
+/// One of two words.
+fn word<T: Copy>(value: RawJson<'_>, words: &[(&'static str, T); 2]) -> Result<T, Takes> {
+    let found = words.iter().find(|(word, _)| value.is_string(word));
+    found.map(|(_, meant)| *meant).ok_or(Takes("one of the words that it takes"))
+}
+
+/// Nothing for `null`.
+fn optional<T>(
+    value: RawJson<'_>,
+    read: impl FnOnce(RawJson<'_>) -> Result<T, Takes>,
+) -> Result<Option<T>, Takes> {
+    if value.is_null() { Ok(None) } else { read(value).map(Some) }
 }
 
 /// As used.
@@ -144,8 +234,7 @@ pub struct Config {
 /// Why a configuration is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// Not JSON of the known members; the parser's words, which name member
-    /// and place.
+    /// Not JSON of the known members; words that name member or place.
     Malformed(String),
     /// Members out of their ranges, all of them.
     OutOfRange(Vec<String>),
@@ -171,11 +260,8 @@ impl Config {
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let raw: RawConfig = if json.trim_ascii().is_empty() {
             RawConfig::default()
-        } else if !json.trim_ascii_start().starts_with(b"{") {
-            // A list would be taken for the members in their order.
-            return Err(ConfigError::Malformed("must be a JSON object".to_owned()));
         } else {
-            serde_json::from_slice(json).map_err(|err| ConfigError::Malformed(err.to_string()))?
+            RawConfig::read(json).map_err(ConfigError::Malformed)?
         };
         let mut wrong = Vec::new();
         if raw.feed_cluster.is_empty() {
@@ -201,7 +287,7 @@ impl Config {
             wrong.push("`cache_salt_header` must name a header that steers no routing".to_owned());
         }
         let overrides =
-            overrides(&raw.router, raw.enforce_disagg, raw.booking_expiry_ms, &mut wrong);
+            overrides(raw.router, raw.enforce_disagg, raw.booking_expiry_ms, &mut wrong);
         let (Ok(index_blocks_max), Ok(prefix_cache_bytes_max), Ok(body_bytes_max), true) = (
             usize::try_from(raw.index_blocks_max),
             usize::try_from(raw.prefix_cache_bytes_max),
@@ -232,28 +318,29 @@ impl Config {
 
 /// The settings that win over the feed's.
 fn overrides(
-    router: &Map<String, Json>,
+    router: RawJson<'_>,
     enforce_disagg: Option<bool>,
     booking_expiry_ms: Option<u64>,
     wrong: &mut Vec<String>,
 ) -> Overrides {
     let mut overrides = Overrides::default();
-    for (name, value) in router {
-        if let Err(why) = overrides.add(name, value.clone()) {
+    for member in router.members() {
+        let name = member.key.string().unwrap_or_default();
+        if let Err(why) = overrides.add(&name, member.value.text()) {
             wrong.push(format!("`router`: {why}"));
         }
     }
-    let expiry_secs = booking_expiry_ms.map(|ms| Json::from(ms as f64 / 1_000.0));
+    let expiry_secs = booking_expiry_ms.map(|ms| format!("{}.{:03}", ms / 1_000, ms % 1_000));
     let own = [
-        ("enforce_disagg", "enforce_disagg", enforce_disagg.map(Json::from)),
+        ("enforce_disagg", "enforce_disagg", enforce_disagg.map(|flag| flag.to_string())),
         ("booking_expiry_ms", "active_request_expiry_secs", expiry_secs),
     ];
     for (member, name, value) in own {
         let Some(value) = value else { continue };
-        if router.contains_key(name) {
+        if router.member(name).is_some() {
             wrong.push(format!("`{member}` is `router.{name}`: give one of them"));
         } else if wrong.is_empty()
-            && let Err(why) = overrides.add(name, value)
+            && let Err(why) = overrides.add(name, &value)
         {
             wrong.push(why);
         }
@@ -369,6 +456,27 @@ mod tests {
             let words = Config::parse(json.as_bytes()).unwrap_err().to_string();
             assert!(words.contains(expected), "{json}: {words}");
         }
+    }
+
+    /// Goal: a member of the wrong kind is named, and nothing is guessed.
+    #[test]
+    fn a_member_of_another_kind_is_named() {
+        for (json, expected) in [
+            (r#"{"debug_headers": 1}"#, "`debug_headers` must be true or false"),
+            (r#"{"index_blocks_max": "5000"}"#, "`index_blocks_max` must be a whole number"),
+            (r#"{"index_blocks_max": 5000.5}"#, "`index_blocks_max` must be a whole number"),
+            (r#"{"index_blocks_max": -5000}"#, "`index_blocks_max` must be a whole number"),
+            (r#"{"feed_cluster": null}"#, "`feed_cluster` must be a string"),
+            (r#"{"mode": true}"#, "`mode` must be"),
+            (r#"{"trust_pins": true, "trust_pins": true}"#, "`trust_pins` is there twice"),
+        ] {
+            let words = Config::parse(json.as_bytes()).unwrap_err().to_string();
+            assert!(words.contains(expected), "{json}: {words}");
+        }
+        let nothing = br#" {"booking_expiry_ms": null, "cache_salt_header": null} "#;
+        assert_eq!(Config::parse(nothing), Config::parse(b"{}"));
+        let escaped = br#"{"feed\u005fcluster": "a\u0062"}"#;
+        assert_eq!(Config::parse(escaped).unwrap().feed_cluster, "ab");
     }
 
     #[test]

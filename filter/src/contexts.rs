@@ -26,7 +26,7 @@ proxy_wasm::main! {{
             context,
             config: None,
             #[cfg(feature = "test-hooks")]
-            reads_ring: false,
+            reads: None,
         })
     });
 }}
@@ -35,9 +35,9 @@ proxy_wasm::main! {{
 struct Root {
     context: u32,
     config: Option<Rc<Config>>,
-    /// Serves the ring log instead of routing.
+    /// Serves what tests want to see instead of routing.
     #[cfg(feature = "test-hooks")]
-    reads_ring: bool,
+    reads: Option<hooks::Reads>,
 }
 
 impl Root {
@@ -50,6 +50,8 @@ impl Root {
 
 impl Context for Root {
     fn on_grpc_stream_message(&mut self, token_id: u32, message_size: usize) {
+        #[cfg(feature = "test-hooks")]
+        let _watch = hooks::Watch::start(hooks::Callback::Message);
         if self.drives() {
             let now_ms = host::monotonic_ns() / 1_000_000;
             vm::with(|vm| vm.on_message(token_id, message_size, now_ms));
@@ -71,8 +73,8 @@ impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
         let json = host::buffer(host::Buffer::PluginConfiguration, 0, size).unwrap_or_default();
         #[cfg(feature = "test-hooks")]
-        if json == hooks::RING_READER {
-            self.reads_ring = true;
+        if let Some(reads) = hooks::Reads::of(&json) {
+            self.reads = Some(reads);
             return true;
         }
         let config = match Config::parse(&json) {
@@ -104,18 +106,21 @@ impl RootContext for Root {
         if !self.drives() {
             return;
         }
+        #[cfg(feature = "test-hooks")]
+        let _watch = hooks::Watch::start(hooks::Callback::Tick);
         let now_ms = host::monotonic_ns() / 1_000_000;
         vm::with(|vm| {
-            vm.tick(now_ms);
+            let is_left = vm.tick(now_ms);
             vm.drive_feed(now_ms);
+            vm.pace.ticked(is_left || vm.feed_is_busy());
         });
         pairing::release_stuck(now_ms);
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
         #[cfg(feature = "test-hooks")]
-        if self.reads_ring {
-            return Some(Box::new(hooks::RingReader));
+        if let Some(reads) = self.reads {
+            return Some(reads.context());
         }
         // The SDK panics on `None`; a context without a configuration passes
         // everything on.
@@ -162,6 +167,8 @@ impl HttpContext for Http {
     }
 
     fn on_http_request_body(&mut self, body_size: usize, end_of_stream: bool) -> Action {
+        #[cfg(feature = "test-hooks")]
+        let _watch = hooks::Watch::start(hooks::Callback::Request);
         self.with(|stream| stream.on_request_body(body_size, end_of_stream))
     }
 

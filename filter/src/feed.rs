@@ -19,8 +19,8 @@ use warmpath_core::uplink::{BlobPart, FetchBlob, Hello, More, Purpose};
 
 use crate::host;
 use crate::limits::{
-    BLOB_CREDIT, LEASE_RENEW_MS, LEASE_TERM_MS, SHELF_PARTS_PER_TICK, SHELF_RETRY_MS,
-    SNAPSHOT_CREDIT, STREAM_RETRY_MS, STREAM_SILENCE_MS,
+    BLOB_CREDIT, LEASE_RENEW_MS, LEASE_TERM_MS, SAME_TURN_NS, SHELF_PARTS_PER_TICK, SHELF_RETRY_MS,
+    SNAPSHOT_CREDIT, STREAM_RETRY_MS, STREAM_SILENCE_MS, TURN_FEED_NS,
 };
 use crate::metrics::Counter;
 use crate::uplink::Uplink;
@@ -61,11 +61,38 @@ struct Loading {
     offset: u64,
 }
 
+/// The stream of a snapshot.
+#[derive(Clone, Copy, Debug)]
+struct Taking {
+    stream: u32,
+    /// Whether parts were asked for: there is room for them.
+    is_asked: bool,
+}
+
+/// Messages that come right behind each other, in one turn of the event loop.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
+    began_ns: u64,
+    ended_ns: u64,
+}
+
+impl Turn {
+    /// A message is at hand. Returns the time that applying it may take, in
+    /// nanoseconds; 0 if the turn has taken long enough.
+    fn left_ns(&mut self, now_ns: u64) -> u64 {
+        if now_ns.saturating_sub(self.ended_ns) > SAME_TURN_NS {
+            self.began_ns = now_ns;
+        }
+        TURN_FEED_NS.saturating_sub(now_ns.saturating_sub(self.began_ns))
+    }
+}
+
 /// The streams of one VM.
 #[derive(Debug, Default)]
 pub(crate) struct Feed {
     follow: Option<Follow>,
-    snapshot: Option<u32>,
+    snapshot: Option<Taking>,
+    turn: Turn,
     follow_retry_at_ms: u64,
     snapshot_retry_at_ms: u64,
     lease_at_ms: u64,
@@ -81,6 +108,10 @@ impl Feed {
         self.loading.take_if(|loading| !named.contains(&loading.blob));
         self.look_at_ms = 0;
     }
+
+    fn is_snapshot(&self, stream: u32) -> bool {
+        self.snapshot.is_some_and(|taking| taking.stream == stream)
+    }
 }
 
 impl Vm {
@@ -93,6 +124,16 @@ impl Vm {
         self.drive_fetch();
         self.drive_loading(now_ms);
         self.drive_uplink(now_ms);
+    }
+
+    /// Whether a stream or a file is under way that ticks bring on.
+    pub(crate) fn feed_is_busy(&self) -> bool {
+        let Feed { follow, snapshot, loading, .. } = &self.feed;
+        let is_fetching = follow.as_ref().is_some_and(|follow| follow.fetch.is_some());
+        snapshot.is_some()
+            || loading.is_some()
+            || is_fetching
+            || self.models.wanted_blob().is_some()
     }
 
     /// Sends what this gateway has booked since the last tick.
@@ -119,6 +160,8 @@ impl Vm {
         {
             let dropped = uplink.note(&entry);
             self.metrics.add(Counter::UplinkDropped, dropped);
+            // Other routers are to hear of it soon.
+            self.pace.speed_up();
         }
     }
 
@@ -162,7 +205,7 @@ impl Vm {
             sequence: seen.sequence,
             gateway: self.gateway,
         };
-        if let Some(stream) = self.open(&hello, 0) {
+        if let Some(stream) = self.open(&hello) {
             self.feed.follow = Some(Follow {
                 stream,
                 heard_at_ms: now_ms,
@@ -174,11 +217,13 @@ impl Vm {
     }
 
     fn drive_snapshot(&mut self, now_ms: u64) {
-        if let Some(stream) = self.feed.snapshot {
+        if let Some(taking) = self.feed.snapshot {
             if self.replica.wants_snapshot() {
                 // What was asked for is of no use any more.
-                host::reset_stream(stream);
+                host::reset_stream(taking.stream);
                 self.feed.snapshot = None;
+            } else {
+                self.ask_for_parts();
             }
             return;
         }
@@ -195,21 +240,28 @@ impl Vm {
         self.replica.begin_snapshot();
         let (vm, gateway) = (self.number, self.gateway);
         let hello = Hello { purpose: Purpose::Snapshot, vm, epoch: 0, sequence: 0, gateway };
-        match self.open(&hello, SNAPSHOT_CREDIT) {
-            Some(stream) => self.feed.snapshot = Some(stream),
+        match self.open(&hello) {
+            Some(stream) => self.feed.snapshot = Some(Taking { stream, is_asked: false }),
             None => self.replica.abandon_snapshot(),
         }
     }
 
-    fn open(&mut self, hello: &Hello, credit: u32) -> Option<u32> {
+    /// Asks for the first parts of a snapshot, as soon as there is room for all.
+    fn ask_for_parts(&mut self) {
+        let Some(taking) = &mut self.feed.snapshot else { return };
+        if !taking.is_asked && self.replica.prepare_snapshot() {
+            taking.is_asked = true;
+            send(taking.stream, Kind::More, &More { parts: SNAPSHOT_CREDIT }.encode());
+        }
+    }
+
+    fn open(&mut self, hello: &Hello) -> Option<u32> {
         let opened = host::open_stream(&self.config.feed_cluster, SERVICE, METHOD);
         let Ok(stream) = opened else {
             self.metrics.add(Counter::HostRefused, 1);
             return None;
         };
-        let said = send(stream, Kind::Hello, &hello.encode())
-            && (credit == 0 || send(stream, Kind::More, &More { parts: credit }.encode()));
-        if said {
+        if send(stream, Kind::Hello, &hello.encode()) {
             return Some(stream);
         }
         host::reset_stream(stream);
@@ -223,7 +275,7 @@ impl Vm {
             self.metrics.add(Counter::BadFrames, 1);
             return;
         };
-        if self.feed.snapshot == Some(stream) {
+        if self.feed.is_snapshot(stream) {
             self.on_snapshot_frame(stream, frame);
         } else if let Some(follow) = &mut self.feed.follow
             && follow.stream == stream
@@ -236,20 +288,13 @@ impl Vm {
 
     fn on_snapshot_frame(&mut self, stream: u32, frame: &[u8]) {
         match self.replica.apply_snapshot_frame(frame) {
-            SnapshotProgress::More => {
+            SnapshotProgress::More if self.feed.snapshot.is_some_and(|it| it.is_asked) => {
                 send(stream, Kind::More, &More { parts: 1 }.encode());
             }
-            SnapshotProgress::Done | SnapshotProgress::Failed => {
+            SnapshotProgress::More => self.ask_for_parts(),
+            SnapshotProgress::Settling | SnapshotProgress::Done | SnapshotProgress::Failed => {
                 host::reset_stream(stream);
                 self.feed.snapshot = None;
-                if let Some(at) = self.replica.live_at() {
-                    log::info!(
-                        "warmpath: vm {} has {} blocks as of log frame {}",
-                        self.number,
-                        self.replica.index().blocks(),
-                        at.sequence
-                    );
-                }
             }
         }
     }
@@ -273,11 +318,28 @@ impl Vm {
             Kind::Remote => self.note_wanted(frame.body),
             _ => {}
         }
-        if !self.try_append(&Entry::Feed(bytes).encode()) {
+        if !self.append_frame(bytes) {
             // The log must not have holes: ask for this frame again.
             self.metrics.add(Counter::RingAppendsDelayed, 1);
             self.end_follow();
         }
+    }
+
+    /// Appends a frame for all, and applies it if this turn of the event loop has
+    /// not taken too long already.
+    fn append_frame(&mut self, bytes: &[u8]) -> bool {
+        let started_ns = host::monotonic_ns();
+        let left_ns = self.feed.turn.left_ns(started_ns);
+        let entry = Entry::Feed(bytes).encode();
+        let Ok(sequence) = self.ring.append(&self.store, &entry) else { return false };
+        if left_ns > 0 && sequence == self.position + 1 {
+            self.position = sequence;
+            self.apply(&entry, Some(host::monotonic_ns() / 1_000_000));
+        } else if left_ns > 0 {
+            self.catch_up(|_| host::monotonic_ns().saturating_sub(started_ns) <= left_ns);
+        }
+        self.feed.turn.ended_ns = host::monotonic_ns();
+        true
     }
 
     /// The sidecar says whether it wants to hear what this gateway books.
@@ -309,7 +371,7 @@ impl Vm {
     /// A stream was ended by the other side.
     pub(crate) fn on_stream_end(&mut self, stream: u32, status: u32) {
         host::close_stream(stream);
-        if self.feed.snapshot == Some(stream) {
+        if self.feed.is_snapshot(stream) {
             self.feed.snapshot = None;
             self.replica.abandon_snapshot();
         }
@@ -486,6 +548,28 @@ fn unwrap_message(message: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: whatever comes in one turn of the event loop, applying it takes a
+    /// bounded time; the next turn has as much again.
+    #[test]
+    fn a_turn_takes_a_bounded_time() {
+        const FRAME_NS: u64 = 90_000;
+        let (mut turn, mut now_ns) = (Turn::default(), 1_000_000_000);
+        for _ in 0..3 {
+            let mut applied = 0;
+            for _ in 0..100 {
+                if turn.left_ns(now_ns) > 0 {
+                    applied += 1;
+                    now_ns += FRAME_NS;
+                }
+                // What is only appended takes little, but not nothing.
+                now_ns += 10_000;
+                turn.ended_ns = now_ns;
+            }
+            assert_eq!(applied, 5, "half a millisecond's worth");
+            now_ns += SAME_TURN_NS + 1;
+        }
+    }
 
     #[test]
     fn messages_are_protobuf() {

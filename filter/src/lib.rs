@@ -19,6 +19,7 @@ pub mod overrides;
 mod answer;
 mod feed;
 mod intake;
+mod pace;
 mod pairing;
 mod place;
 mod uplink;

@@ -1,8 +1,20 @@
 //! Bounds and periods of the filter, each with its reason.
 
-/// Asked for between two ticks, in milliseconds. Envoy's timers have a grain of
-/// about 4 ms.
+/// Asked for between two ticks while something is under way, in milliseconds.
+/// Envoy's timers have a grain of about 4 ms.
 pub(crate) const TICK_MS: u32 = 5;
+
+/// The same while nothing is, in milliseconds: a quarter of the time between two
+/// renewals of the lease.
+pub(crate) const TICK_IDLE_MS: u32 = 50;
+
+/// Ticks in a row that must find nothing under way before they become fewer:
+/// about half a second.
+pub(crate) const TICKS_QUIET: u32 = 64;
+
+/// Bytes of the ring log that may come between two ticks without making ticks
+/// frequent: a quarter of what a request may apply.
+pub(crate) const TICK_BUSY_BYTES: usize = REQUEST_FEED_BYTES_MAX / 4;
 
 /// Time that a tick may spend on the ring log, in nanoseconds. A worker thread
 /// serves requests in between, so it must stay well below their latency.
@@ -32,8 +44,18 @@ pub(crate) const STREAM_RETRY_MS: u64 = 250;
 /// milliseconds: the sidecar sends a heartbeat five times a second.
 pub(crate) const STREAM_SILENCE_MS: u64 = 3_000;
 
-/// Parts of a snapshot that may be on their way at a time.
-pub(crate) const SNAPSHOT_CREDIT: u32 = 4;
+/// Time that the messages of one turn of the event loop may spend on applying
+/// frames, in nanoseconds: all that a socket has is read in one turn. What is left
+/// is in the ring log and applied on ticks, or before a decision.
+pub(crate) const TURN_FEED_NS: u64 = 500_000;
+
+/// Messages that follow each other within so many nanoseconds are of one turn:
+/// nobody else is served in between.
+pub(crate) const SAME_TURN_NS: u64 = 30_000;
+
+/// Parts of a snapshot that may be on their way at a time: applying one takes up
+/// to half a millisecond, and two may come in one turn of the event loop.
+pub(crate) const SNAPSHOT_CREDIT: u32 = 2;
 
 /// Parts of a blob that may be on their way at a time.
 pub(crate) const BLOB_CREDIT: u32 = 8;

@@ -61,7 +61,7 @@ impl Vm {
             }
             let choice = select(&mut self.replica, prepared, &settings, now_ms, &mut self.random)?;
             let entry = choice.entry(prepared, &settings, [serving, prefill], now_ms);
-            match self.ring.append_at(&self.store, self.position, &entry) {
+            match self.append_here(&entry) {
                 Ok(Append::Done) => {
                     self.position += 1;
                     self.apply(&entry, None);

@@ -16,7 +16,7 @@ use warmpath_core::load::BookingId;
 use warmpath_core::models::Models;
 use warmpath_core::prefix::{PrefixCache, PrefixCounters};
 use warmpath_core::replica::{Changed, Counters, Position, Refused, Replica};
-use warmpath_core::ring::{Read, Ring};
+use warmpath_core::ring::{Append, Head, Read, Ring};
 use warmpath_core::settings::{RouterSettings, Settings};
 use warmpath_core::shared::{KEY_PREFIX, SharedData, Unavailable, Write};
 
@@ -28,6 +28,7 @@ use crate::limits::{
     TICK_RING_NS,
 };
 use crate::metrics::{Counter, Gauge, Metrics};
+use crate::pace::Pace;
 use crate::pairing::Pairing;
 
 thread_local! {
@@ -72,6 +73,8 @@ pub(crate) struct Vm {
     pub(crate) config: Config,
     pub(crate) store: HostStore,
     pub(crate) ring: Ring,
+    /// The head as it was last read.
+    head: Head,
     /// The last entry of the ring log that was applied.
     pub(crate) position: u64,
     /// Whether everything in the ring log has been applied once.
@@ -86,6 +89,7 @@ pub(crate) struct Vm {
     /// When the sidecar was last heard of, in milliseconds.
     pub(crate) heard_at_ms: Option<u64>,
     pub(crate) pairing: Pairing,
+    pub(crate) pace: Pace,
     bookings: u32,
     /// Bookings of this VM's own streams, and when each was last refreshed.
     own: HashMap<BookingId, u64, FixedState>,
@@ -105,7 +109,7 @@ impl Vm {
         ring.prepare(&store)?;
         let number = next_number(&store)?;
         let gateway = gateway_name(&store, number)?;
-        let head = ring.head(&store)?;
+        let head = ring.read_head(&store)?;
         let mut vm = Self {
             number,
             gateway,
@@ -113,8 +117,9 @@ impl Vm {
             config: config.clone(),
             store,
             ring,
+            head,
             // From the oldest entry on: bookings that still run are among them.
-            position: head.saturating_sub(ring.slots() / 2),
+            position: head.sequence.saturating_sub(ring.slots() / 2),
             caught_up: false,
             replica: Replica::new(config.index_blocks_max),
             models: Models::default(),
@@ -124,6 +129,7 @@ impl Vm {
             feed: Feed::default(),
             heard_at_ms: None,
             pairing: Pairing::default(),
+            pace: Pace::default(),
             bookings: 0,
             own: HashMap::default(),
             delayed: Vec::new(),
@@ -152,6 +158,8 @@ impl Vm {
         self.take_settings();
         // Streams belong to the root context that opened them, which ends.
         self.feed = Feed::default();
+        // Its ticks come at full pace at first.
+        self.pace = Pace::default();
         self.replica.abandon_snapshot();
     }
 
@@ -202,10 +210,12 @@ impl Vm {
     /// in any case: what comes meanwhile is left.
     pub(crate) fn catch_up(&mut self, mut may_apply: impl FnMut(&[u8]) -> bool) -> bool {
         let now_ms = host::monotonic_ns() / 1_000_000;
-        let Ok(head) = self.ring.head(&self.store) else {
+        let Ok(head) = self.ring.read_head(&self.store) else {
             self.metrics.add(Counter::HostRefused, 1);
             return false;
         };
+        self.head = head;
+        let head = head.sequence;
         let mut applied = 0_u32;
         while self.position < head {
             match self.ring.read(&self.store, self.position + 1) {
@@ -271,7 +281,21 @@ impl Vm {
         if self.delayed.len() < DELAYED_ENTRIES_MAX {
             self.delayed.push(entry.to_vec());
         }
+        self.pace.speed_up();
         self.metrics.add(Counter::RingAppendsDelayed, 1);
+    }
+
+    /// Appends right behind what has been applied, if that was the end of the ring
+    /// log when [`catch_up`](Self::catch_up) last looked, and still is.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub(crate) fn append_here(&self, entry: &[u8]) -> Result<Append, Unavailable> {
+        if self.head.sequence == self.position {
+            return self.ring.append_behind(&self.store, self.head, entry);
+        }
+        self.ring.append_at(&self.store, self.position, entry)
     }
 
     /// Appends now. If nothing else came in between, the entry is applied at
@@ -293,20 +317,31 @@ impl Vm {
             self.replica.set_now(now_ms);
         }
         let changed = self.replica.apply_entry(entry);
+        self.pace.applied(entry.len());
         self.note(changed, now_ms);
         self.pass_on(entry);
     }
 
-    /// What a tick does besides the feed's streams.
-    pub(crate) fn tick(&mut self, now_ms: u64) {
+    /// What a tick does besides the feed's streams. Returns whether some of it is
+    /// left to be done.
+    pub(crate) fn tick(&mut self, now_ms: u64) -> bool {
         let started = host::monotonic_ns();
-        self.catch_up(|_| host::monotonic_ns().saturating_sub(started) <= TICK_RING_NS);
-        self.replica.step();
+        let caught_up =
+            self.catch_up(|_| host::monotonic_ns().saturating_sub(started) <= TICK_RING_NS);
+        let is_sweeping = self.replica.step();
         if self.feed_age_ms(now_ms).is_some_and(|age_ms| age_ms > CACHE_USAGE_STALE_MS) {
             self.replica.forget_cache_usages();
         }
         let live_at = self.replica.live_at();
         if live_at != self.live_at_reported {
+            if let (None, Some(at)) = (self.live_at_reported, live_at) {
+                log::info!(
+                    "warmpath: vm {} has {} blocks as of log frame {}",
+                    self.number,
+                    self.replica.index().blocks(),
+                    at.sequence
+                );
+            }
             self.live_at_reported = live_at;
             self.metrics.set(Gauge::FeedSequence, live_at.map_or(0, |at| at.sequence));
         }
@@ -330,6 +365,7 @@ impl Vm {
             self.gauges_at_ms = now_ms + GAUGES_EVERY_MS;
             self.report(now_ms);
         }
+        !caught_up || is_sweeping || !self.delayed.is_empty()
     }
 
     /// Says of long requests that they still run, before they expire.

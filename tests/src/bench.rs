@@ -4,6 +4,7 @@
 //! `target/bench/summary.json` are made of all parts (`scripts/bench.py`).
 
 pub mod corpus;
+pub mod feed;
 pub mod gateway;
 pub mod load;
 pub mod rows;

@@ -24,6 +24,8 @@ const NOWHERE: u32 = u32::MAX;
 pub(crate) const FIELD_BITS: u32 = 20;
 const RANK_SHIFT: u32 = 2 * FIELD_BITS;
 const RANK_MASK: u64 = (1 << FIELD_BITS) - 1;
+/// All bits above the key.
+const ABOVE_KEY: u64 = u64::MAX << RANK_SHIFT;
 
 /// Numbers of one slot: left id, right id and rank in two, from the lowest bit
 /// up, and the product.
@@ -35,6 +37,8 @@ const ASCII: usize = 128;
 /// Pairs that are remembered, 16 bytes each.
 const RECENT_BITS: u32 = 13;
 const RECENT_PAIRS: usize = 1 << RECENT_BITS;
+/// Bits per slot of the merge table, at least, that tell what is no merge.
+const FILTER_BITS: usize = 4;
 
 /// The key of a pair in the merge table.
 #[inline]
@@ -77,25 +81,47 @@ impl AsciiPairs {
     }
 }
 
-/// Pairs that were looked up last, by their keys: direct-mapped, so that it
-/// stays in the processor's cache when the merge table does not.
-struct RecentPairs(Box<[[u64; 2]; RECENT_PAIRS]>);
-
-impl Default for RecentPairs {
-    fn default() -> Self {
-        let list = vec![[u64::MAX; 2]; RECENT_PAIRS].into_boxed_slice();
-        Self(list.try_into().unwrap_or_else(|_| Box::new([[u64::MAX; 2]; RECENT_PAIRS])))
-    }
+/// What keeps looks into the merge table away, in memory small enough for the
+/// processor's cache: most pairs are in no merge, and others come again.
+struct Pairs {
+    /// Pairs that were looked up last, by their keys: direct-mapped.
+    recent: Box<[[u64; 2]; RECENT_PAIRS]>,
+    /// A bit for each merge, by its hash: with no false negatives.
+    merges: Box<[u64]>,
 }
 
-impl RecentPairs {
+impl Pairs {
+    fn new(tables: &Tables<'_>) -> Self {
+        let list = vec![[u64::MAX; 2]; RECENT_PAIRS].into_boxed_slice();
+        let recent = list.try_into().unwrap_or_else(|_| Box::new([[u64::MAX; 2]; RECENT_PAIRS]));
+        let (slots, _) = tables.merge_slots.as_chunks::<MERGE_SLOT>();
+        let words = (slots.len() * FILTER_BITS / 64).max(1).next_power_of_two();
+        let mut merges = vec![0; words].into_boxed_slice();
+        for &[lower, upper, _] in slots {
+            let slot = u64::from(lower) | (u64::from(upper) << 32);
+            let (word, bit) = filter_bit(perfect_hash::mix(slot & !ABOVE_KEY), words);
+            if let Some(bits) = merges.get_mut(word) {
+                *bits |= 1 << bit;
+            }
+        }
+        Self { recent, merges }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.recent) + size_of_val(&*self.merges)
+    }
+
     /// The pair of two symbols, or [`NO_PAIR`].
     #[inline]
-    fn pair(&mut self, tables: &Tables<'_>, left: TokenId, right: TokenId) -> u64 {
+    fn of(&mut self, tables: &Tables<'_>, left: TokenId, right: TokenId) -> u64 {
         let key = pair_key(left, right);
         let hash = perfect_hash::mix(key);
+        let (word, bit) = filter_bit(hash, self.merges.len());
+        if self.merges.get(word).is_none_or(|bits| (bits >> bit) & 1 == 0) {
+            return NO_PAIR;
+        }
         let place = usize::try_from(hash >> (u64::BITS - RECENT_BITS)).unwrap_or(0);
-        let Some(entry) = self.0.get_mut(place) else { return pair(tables, key, hash) };
+        let Some(entry) = self.recent.get_mut(place) else { return pair(tables, key, hash) };
         let [known, found] = *entry;
         if known == key {
             return found;
@@ -106,14 +132,21 @@ impl RecentPairs {
     }
 }
 
+/// Where the bit of a hash is, in `words` words, a power of two: word and bit.
+#[inline]
+fn filter_bit(hash: u64, words: usize) -> (usize, u32) {
+    let word = (hash >> 6) & (words as u64).wrapping_sub(1);
+    let [bit, ..] = hash.to_le_bytes();
+    (usize::try_from(word).unwrap_or(0), u32::from(bit & 63))
+}
+
 /// Scratch space for merging; but for the pairs it remembers, nothing in it
 /// outlives a call.
 ///
 /// A *pair* is what a symbol and its right neighbour merge to: rank in the upper
 /// half, product in the lower, so that the smallest is merged first.
-#[derive(Default)]
 pub(crate) struct Merger {
-    recent: RecentPairs,
+    known: Pairs,
     /// The symbols of the word: first its bytes or characters, then its tokens.
     symbols: Vec<TokenId>,
     /// The pair of each symbol but the last.
@@ -127,6 +160,19 @@ pub(crate) struct Merger {
 }
 
 impl Merger {
+    /// For the merges of a tokenizer.
+    pub(crate) fn new(tables: &Tables<'_>) -> Self {
+        Self {
+            known: Pairs::new(tables),
+            symbols: Vec::new(),
+            pairs: Vec::new(),
+            last_ascii: 0,
+            before: Vec::new(),
+            after: Vec::new(),
+            heap: BinaryHeap::new(),
+        }
+    }
+
     /// Starts a word.
     pub(crate) fn clear(&mut self) {
         self.symbols.clear();
@@ -137,7 +183,7 @@ impl Merger {
     #[inline]
     pub(crate) fn push(&mut self, tables: &Tables<'_>, symbol: TokenId) {
         if let Some(&left) = self.symbols.last() {
-            self.pairs.push(self.recent.pair(tables, left, symbol));
+            self.pairs.push(self.known.of(tables, left, symbol));
         }
         self.symbols.push(symbol);
     }
@@ -173,12 +219,12 @@ impl Merger {
         let lists = [&self.symbols, &self.before, &self.after];
         lists.map(|list| list.capacity() * size_of::<u32>()).iter().sum::<usize>()
             + (self.pairs.capacity() + self.heap.capacity()) * size_of::<u64>()
-            + size_of_val(&*self.recent.0)
+            + self.known.memory_bytes()
     }
 
     /// Merges a word of any length by looking for the minimum each time.
     pub(super) fn merge_by_scan(&mut self, tables: &Tables<'_>) {
-        let (symbols, pairs, recent) = (&mut self.symbols, &mut self.pairs, &mut self.recent);
+        let (symbols, pairs, known) = (&mut self.symbols, &mut self.pairs, &mut self.known);
         while let Some((at, lowest)) = minimum(pairs) {
             let (_, product) = parts(lowest);
             // The right symbol and its pair go; its left one takes the place.
@@ -188,13 +234,13 @@ impl Merger {
                 *symbol = product;
             }
             if let (Some(entry), Some(&right)) = (pairs.get_mut(at), symbols.get(at + 1)) {
-                *entry = recent.pair(tables, product, right);
+                *entry = known.of(tables, product, right);
             }
             let left = at.checked_sub(1);
             if let Some((index, &symbol)) = left.and_then(|i| Some((i, symbols.get(i)?)))
                 && let Some(entry) = pairs.get_mut(index)
             {
-                *entry = recent.pair(tables, symbol, product);
+                *entry = known.of(tables, symbol, product);
             }
         }
     }
@@ -261,7 +307,7 @@ impl Merger {
     fn pair_again(&mut self, tables: &Tables<'_>, at: usize) {
         let next = self.neighbour(&self.after, at).and_then(|next| self.symbols.get(next));
         let found = match (self.symbols.get(at), next) {
-            (Some(&left), Some(&right)) => self.recent.pair(tables, left, right),
+            (Some(&left), Some(&right)) => self.known.of(tables, left, right),
             _ => NO_PAIR,
         };
         set(&mut self.pairs, at, found);

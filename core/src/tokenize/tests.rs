@@ -203,7 +203,7 @@ fn heap_and_scan_agree() {
     let file = AlignedBytes::from_slice(&golden("gpt2").file());
     let layout = Layout::read(&file).expect("layout");
     let tables = layout.tables(file.as_bytes()).expect("tables");
-    let (mut by_scan, mut by_heap) = (merge::Merger::default(), merge::Merger::default());
+    let (mut by_scan, mut by_heap) = (merge::Merger::new(&tables), merge::Merger::new(&tables));
     let mut state = 1_u32;
     let mut merged = 0;
     for len in (0..300).chain([2000]) {

@@ -50,7 +50,7 @@ impl Words {
             short: ShortWords::new(WORD_CACHE_SHORT_ENTRIES),
             long: LongWords::new(WORD_CACHE_LONG_ENTRIES),
             pairs: AsciiPairs::new(tables, |byte| ascii_symbol(tables, kind, byte)),
-            merger: Merger::default(),
+            merger: Merger::new(tables),
         }
     }
 
