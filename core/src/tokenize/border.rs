@@ -121,12 +121,15 @@ impl Engine {
 /// How far a search of `text` looks before it knows which added tokens start
 /// before `at`; beyond the end if the end is what it had to know.
 fn reach(trie: Trie<'_>, first: &FirstBytes, text: &[u8], at: usize) -> usize {
-    let from = at.saturating_sub(ADDED_TOKEN_BYTES_MAX);
-    let starts = text.get(from..at).unwrap_or_default().iter().enumerate();
-    starts
-        .filter(|&(_, &byte)| first.contains(byte))
-        .map(|(index, _)| from + index)
-        .map(|start| start + added::agreement(trie, text.get(start..).unwrap_or_default()))
-        .max()
-        .unwrap_or(0)
+    if trie.edges.is_empty() {
+        return 0;
+    }
+    let (mut from, mut reach) = (at.saturating_sub(ADDED_TOKEN_BYTES_MAX), 0);
+    while let Some(skipped) = text.get(from..at).and_then(|text| first.find(text)) {
+        let start = from + skipped;
+        let rest = text.get(start..).unwrap_or_default();
+        reach = reach.max(start + added::agreement(trie, rest));
+        from = start + 1;
+    }
+    reach
 }
