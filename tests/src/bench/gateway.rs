@@ -176,7 +176,9 @@ fn keep_logs(folder: TempDir) {
 fn present(plan: &Plan, options: &Options) -> Vec<Target> {
     let there = |target: &Target| match target {
         Target::Envoy | Target::Warmpath | Target::WarmpathTokens => true,
-        Target::PickerFastokens | Target::PickerHf => picker_program(options).exists(),
+        Target::PickerFastokens | Target::PickerHf | Target::PickerDuplex => {
+            picker_program(options).exists()
+        }
         Target::SglangRouter => sglang_program(options).exists(),
         Target::Dynamo | Target::DynamoFastokens => options.python.exists(),
     };

@@ -19,7 +19,8 @@ bench-gateway: what a gateway adds to a request, ours beside others
   --quick          few cases; only those peers that are built or installed
   --seed N         of the texts [1]
   --targets A,B    of: envoy, warmpath, warmpath_token_data, picker_fastokens, picker_hf,
-                   sglang_router, dynamo, dynamo_fastokens [all; quick: up to picker_hf]
+                   picker_fastokens_duplex, sglang_router, dynamo, dynamo_fastokens
+                   [all; quick: the first five]
 ";
 
 #[tokio::main(flavor = "current_thread")]

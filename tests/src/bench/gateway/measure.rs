@@ -1,15 +1,14 @@
 //! Measure: sends every case's requests to all targets in turn.
 
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::prompts::{Kind, Prompt, SIZES};
 use super::targets::{Running, Target};
 use super::{CONNECTIONS, GatewayError, float};
-use crate::bench::load::{Connection, Fault, Outgoing, Times, at_once, cpu_ns};
+use crate::bench::load::{Answer, Connection, Fault, Outgoing, Times, at_once, cpu_ns};
 use crate::stack::report::line;
 
-/// Parts that the requests of a case with many connections are cut into.
+/// Parts that the requests of a case with many connections are cut into, at most.
 const SLICES: usize = 3;
 
 /// Least share of choices on one connection that must be the engine that holds most,
@@ -63,7 +62,7 @@ impl Plan {
         let sizes: &[(&str, usize, usize)] = if self.quick {
             &[("8k", 120, 480), ("128k", 24, 0)]
         } else {
-            &[("8k", 300, 480), ("128k", 40, 48), ("1k", 200, 480), ("1m", 6, 16)]
+            &[("8k", 300, 480), ("128k", 40, 48), ("1k", 200, 480), ("1m", 4, 16)]
         };
         let mut cases = Vec::new();
         for (size, one, many) in sizes {
@@ -203,7 +202,9 @@ async fn many(
         }
         sides.push(Side { running, connections, times: Times::default(), cpu_ns: 0 });
     }
-    for part in prompts.chunks(prompts.len().div_ceil(SLICES).max(1)) {
+    // Each has something for every connection.
+    let slices = (prompts.len() / case.connections.max(1)).clamp(1, SLICES);
+    for part in prompts.chunks(prompts.len().div_ceil(slices).max(1)) {
         let earlier: Vec<Outgoing> = part.iter().filter_map(|it| it.earlier.clone()).collect();
         let requests: Vec<Outgoing> = part.iter().map(|prompt| prompt.request.clone()).collect();
         sides.rotate_left(1);
@@ -212,12 +213,8 @@ async fn many(
             let processes = side.running.processes();
             for (requests, measured) in [(&earlier, false), (&requests, true)] {
                 let before = cpu_ns(&processes);
-                let answered = Cell::new(0);
-                let slice = at_once(&mut side.connections, requests, |_, answer| {
-                    answered.set(answered.get() + 1);
-                    target.served(answer).map(drop)
-                })
-                .await;
+                let check = |_, answer: &Answer| target.served(answer).map(drop);
+                let slice = at_once(&mut side.connections, requests, check).await;
                 if let Some(fault) = slice.faults.first() {
                     return Err(wrong(target, case)(*fault));
                 }

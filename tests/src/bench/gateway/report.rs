@@ -30,6 +30,11 @@ pub fn rows(measured: &[Measured], fed: &[(Target, f64)], idle: &[(Target, f64)]
     rows
 }
 
+/// The least of those that were measured.
+fn least(figures: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    figures.flatten().min_by(f64::total_cmp)
+}
+
 struct Table<'a> {
     measured: &'a [Measured],
 }
@@ -69,9 +74,12 @@ impl Table<'_> {
         };
         let ratio = |ratio| Goal { ratio_min: Some(ratio), ..Goal::default() };
         let both = |least, most| Goal { value_max: Some(most), ..ratio(least) };
-        let (ours, picker) = (Target::Warmpath, Target::PickerFastokens);
-        let added = |name, size, kind, baseline, note, goal| {
-            let [value, baseline] = [ours, baseline].map(|of| self.added(size, kind, of));
+        let ours = Target::Warmpath;
+        // The picker at its best: whichever way its body takes.
+        let picker: &[Target] = &[Target::PickerFastokens, Target::PickerDuplex];
+        let added = |name, size, kind, baseline: &[Target], note, goal| {
+            let baseline = least(baseline.iter().map(|of| self.added(size, kind, *of)));
+            let value = self.added(size, kind, ours);
             beside(name, "ms", value, baseline, note).map(|row| row.goal(goal))
         };
         let fast = "first seen, over Envoy alone; picker with fastokens";
@@ -81,7 +89,7 @@ impl Table<'_> {
                 "added_p50_8k_vs_hf",
                 "8k",
                 Kind::First,
-                Target::PickerHf,
+                &[Target::PickerHf],
                 "first seen, over Envoy alone; picker with HF's tokenizers",
                 ratio(15.0),
             ),
@@ -98,7 +106,7 @@ impl Table<'_> {
                 "cpu_per_request_8k",
                 "us",
                 self.added_cpu("8k", Kind::First, ours),
-                self.added_cpu("8k", Kind::First, picker),
+                least(picker.iter().map(|of| self.added_cpu("8k", Kind::First, *of))),
                 "first seen, over Envoy alone, 16 connections; picker with fastokens",
             )
             .map(|row| row.goal(ratio(3.0))),
@@ -157,6 +165,7 @@ mod tests {
             measured(Kind::First, 1, Target::Envoy, 100),
             measured(Kind::First, 1, Target::Warmpath, 300),
             measured(Kind::First, 1, Target::PickerFastokens, 1100),
+            measured(Kind::First, 1, Target::PickerDuplex, 1200),
             measured(Kind::First, 16, Target::Envoy, 40),
             measured(Kind::First, 16, Target::Warmpath, 90),
             measured(Kind::First, 16, Target::PickerFastokens, 290),

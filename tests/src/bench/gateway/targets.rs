@@ -25,7 +25,8 @@ const POSITIONS_MAX: u32 = 2_000_000;
 /// Times that Dynamo's mocked workers are faster than real ones: they answer at once.
 const SPEEDUP: u32 = 1_000_000;
 
-/// `ext_proc` in the place of the module: the body is held and sent whole.
+/// `ext_proc` in the place of the module: the body is held and sent whole, or streamed
+/// there and back.
 const EXT_PROC: &str = r#"          - name: picker
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor
@@ -33,12 +34,18 @@ const EXT_PROC: &str = r#"          - name: picker
               message_timeout: 120s
               processing_mode:
                 request_header_mode: SEND
-                request_body_mode: BUFFERED
+                request_body_mode: BODY_MODE
                 response_header_mode: SEND
                 response_body_mode: NONE
-                request_trailer_mode: SKIP
+                request_trailer_mode: TRAILER_MODE
                 response_trailer_mode: SKIP
 "#;
+
+/// Modes of `ext_proc` for body and trailers: held and sent whole.
+const BUFFERED: [&str; 2] = ["BUFFERED", "SKIP"];
+
+/// The same: streamed there and back. It wants the trailers as well.
+const DUPLEX: [&str; 2] = ["FULL_DUPLEX_STREAMED", "SEND"];
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +60,8 @@ pub enum Target {
     PickerFastokens,
     /// Envoy with the picker, Hugging Face's tokenizers.
     PickerHf,
+    /// Envoy with the picker, fastokens, the body streamed.
+    PickerDuplex,
     /// SGLang's router, `cache_aware`.
     SglangRouter,
     /// Dynamo's frontend, `kv`, before mocked workers of its own.
@@ -63,12 +72,13 @@ pub enum Target {
 
 impl Target {
     /// All.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Envoy,
         Self::Warmpath,
         Self::WarmpathTokens,
         Self::PickerFastokens,
         Self::PickerHf,
+        Self::PickerDuplex,
         Self::SglangRouter,
         Self::Dynamo,
         Self::DynamoFastokens,
@@ -83,6 +93,7 @@ impl Target {
             Self::WarmpathTokens => "warmpath_token_data",
             Self::PickerFastokens => "picker_fastokens",
             Self::PickerHf => "picker_hf",
+            Self::PickerDuplex => "picker_fastokens_duplex",
             Self::SglangRouter => "sglang_router",
             Self::Dynamo => "dynamo",
             Self::DynamoFastokens => "dynamo_fastokens",
@@ -94,7 +105,11 @@ impl Target {
     pub fn decides(self) -> bool {
         matches!(
             self,
-            Self::Warmpath | Self::WarmpathTokens | Self::PickerFastokens | Self::PickerHf
+            Self::Warmpath
+                | Self::WarmpathTokens
+                | Self::PickerFastokens
+                | Self::PickerHf
+                | Self::PickerDuplex
         )
     }
 
@@ -182,11 +197,12 @@ impl Starter<'_> {
         let folder = self.folder.join(target.name());
         std::fs::create_dir_all(&folder)?;
         let (address, children) = match target {
-            Target::Envoy => self.envoy(&folder, "envoy-round-robin.yaml", 0, "", false).await?,
+            Target::Envoy => self.envoy(&folder, "envoy-round-robin.yaml", 0, "", None).await?,
             Target::Warmpath => self.warmpath(&folder, "false").await?,
             Target::WarmpathTokens => self.warmpath(&folder, "false, \"token_data\": true").await?,
-            Target::PickerFastokens => self.picker(&folder, "fastokens").await?,
-            Target::PickerHf => self.picker(&folder, "hf").await?,
+            Target::PickerFastokens => self.picker(&folder, "fastokens", &BUFFERED).await?,
+            Target::PickerHf => self.picker(&folder, "hf", &BUFFERED).await?,
+            Target::PickerDuplex => self.picker(&folder, "fastokens", &DUPLEX).await?,
             Target::SglangRouter => self.sglang(&folder)?,
             Target::Dynamo => self.dynamo(&folder, &[])?,
             Target::DynamoFastokens => self.dynamo(&folder, &["--tokenizer", "fastokens"])?,
@@ -200,12 +216,15 @@ impl Starter<'_> {
         template: &str,
         feed: u16,
         debug_headers: &str,
-        picker: bool,
+        picker: Option<&[&str; 2]>,
     ) -> Result<(String, Vec<Child>), StackError> {
         let workers = self.engines.http();
         let template = std::fs::read_to_string(self.options.envoy_config(template))?;
         let template = with_places(&template, workers.len());
-        let template = if picker { with_ext_proc(&template)? } else { template };
+        let template = match picker {
+            Some(modes) => with_ext_proc(&template, modes)?,
+            None => template,
+        };
         let (port, admin) = (free_port()?, free_port()?);
         let mut values = vec![
             ("GATEWAY_ADDRESS".to_owned(), "127.0.0.1".to_owned()),
@@ -255,7 +274,7 @@ impl Starter<'_> {
         let program = self.options.program("warmpath-sidecar");
         let sidecar = start_sidecar(&program, status, folder).await?;
         let (address, mut children) =
-            self.envoy(folder, "envoy.yaml", feed, settings, false).await?;
+            self.envoy(folder, "envoy.yaml", feed, settings, None).await?;
         children.insert(0, sidecar);
         Ok((address, children))
     }
@@ -264,6 +283,7 @@ impl Starter<'_> {
         &self,
         folder: &Path,
         tokenizer: &str,
+        modes: &[&str; 2],
     ) -> Result<(String, Vec<Child>), StackError> {
         let port = free_port()?;
         let mut arguments = vec!["--listen".to_owned(), local(port)];
@@ -288,7 +308,8 @@ impl Starter<'_> {
             }
             sleep(POLL_START).await;
         }
-        let (address, mut children) = self.envoy(folder, "envoy.yaml", port, "", true).await?;
+        let (address, mut children) =
+            self.envoy(folder, "envoy.yaml", port, "", Some(modes)).await?;
         children.insert(0, picker);
         Ok((address, children))
     }
@@ -373,14 +394,15 @@ pub fn sglang_program(options: &Options) -> PathBuf {
 }
 
 /// The template of the gateway with `ext_proc` in the place of the module.
-fn with_ext_proc(template: &str) -> Result<String, StackError> {
+fn with_ext_proc(template: &str, [body, trailer]: &[&str; 2]) -> Result<String, StackError> {
     let missing = |what: &str| StackError::Unfilled(format!("{what} of envoy.yaml"));
     let (before, rest) =
         template.split_once("          - name: warmpath\n").ok_or_else(|| missing("the filter"))?;
     let (_, after) = rest
         .split_once("          - name: envoy.filters.http.router\n")
         .ok_or_else(|| missing("the router"))?;
-    let text = format!("{before}{EXT_PROC}          - name: envoy.filters.http.router\n{after}");
+    let filter = EXT_PROC.replace("BODY_MODE", body).replace("TRAILER_MODE", trailer);
+    let text = format!("{before}{filter}          - name: envoy.filters.http.router\n{after}");
     // A picker that tokenizes a megabyte does not answer pings meanwhile.
     let text = text.lines().filter(|line| !line.contains("connection_keepalive"));
     let text: String = text.flat_map(|line| [line, "\n"]).collect();
@@ -395,13 +417,14 @@ mod tests {
     fn the_pickers_envoy_is_ours_but_for_the_filter() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy-config/envoy.yaml");
         let ours = std::fs::read_to_string(path).unwrap();
-        let text = with_ext_proc(&ours).unwrap();
+        let text = with_ext_proc(&ours, &DUPLEX).unwrap();
         assert!(
             text.contains("ext_proc.v3.ExternalProcessor") && text.contains("- name: picker\n")
         );
+        assert!(text.contains("body_mode: FULL_DUPLEX_STREAMED\n"));
         assert!(!text.contains("wasm.v3.Wasm") && !text.contains("warmpath_feed"));
         let kept = ["strip_routing_headers", "override_host", "${FEED_PORT}", "retry_policy"];
         assert!(kept.iter().all(|part| text.contains(part)));
-        assert!(with_ext_proc("").is_err());
+        assert!(with_ext_proc("", &DUPLEX).is_err());
     }
 }
