@@ -338,6 +338,10 @@ impl Vm {
         } else if left_ns > 0 {
             self.catch_up(|_| host::monotonic_ns().saturating_sub(started_ns) <= left_ns);
         }
+        if left_ns == 0 {
+            // Ticks see to what is left.
+            self.pace.speed_up();
+        }
         self.feed.turn.ended_ns = host::monotonic_ns();
         true
     }

@@ -11,8 +11,8 @@
 //!   engine's sending it until a request on the worker thread would be routed by
 //!   it.
 //! - *pause*: time for which the feed's callbacks kept the worker thread from
-//!   serving anybody. It is measured with that thread at a real-time priority: on
-//!   a small machine it would else show how long the thread waited for a processor.
+//!   serving anybody. It is measured with Envoy at a real-time priority: on a small
+//!   machine it would else show how long its threads waited for a processor.
 
 mod engines;
 mod flow;
@@ -448,7 +448,7 @@ fn costs(phase: &Phase, idle: &Phase) -> Vec<Row> {
     ]
 }
 
-/// The longest pause, with the worker thread ahead of everything else: first while
+/// The longest pause, with Envoy ahead of everything else: first while
 /// another VM follows the sidecar, then while its own does.
 async fn pauses(scene: &Scene, time: Duration) -> Result<Vec<Row>, Failure> {
     let is_real_time = scene.gateway.set_real_time(true);
@@ -471,7 +471,7 @@ async fn pauses(scene: &Scene, time: Duration) -> Result<Vec<Row>, Failure> {
 
 fn pause_note(is_real_time: bool) -> &'static str {
     if is_real_time {
-        "worker thread at real-time priority"
+        "Envoy at real-time priority"
     } else {
         "without real-time priority: includes waiting for a processor"
     }

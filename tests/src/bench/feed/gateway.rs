@@ -254,25 +254,16 @@ impl Gateway {
         cpu(&self.child)
     }
 
-    /// Gives the worker thread a real-time priority, so that its callbacks take
-    /// the time that their work does, not that of waiting for a processor.
+    /// Gives Envoy's threads a real-time priority, so that callbacks take the time
+    /// that their work does, not that of waiting for a processor. All of them: one
+    /// that holds the lock of the shared data and has to wait holds up the rest.
     /// Returns whether that was allowed.
     pub(super) fn set_real_time(&self, is_real_time: bool) -> bool {
-        let policy: &[&str] = if is_real_time { &["-r", "-p", "1"] } else { &["-o", "-p", "0"] };
-        let id = self.child.id().unwrap_or(0);
-        let threads = std::fs::read_dir(format!("/proc/{id}/task"));
-        let threads = threads.into_iter().flatten().filter_map(Result::ok);
-        let mut all = false;
-        for thread in threads {
-            let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-            if name.starts_with("wrk:") {
-                let mut command = Command::new("chrt");
-                command.args(policy).arg(thread.file_name());
-                command.stdout(Stdio::null()).stderr(Stdio::null());
-                all = command.status().is_ok_and(|status| status.success());
-            }
-        }
-        all
+        let policy = if is_real_time { ["--rr", "--pid", "1"] } else { ["--other", "--pid", "0"] };
+        let mut command = Command::new("chrt");
+        command.arg("--all-tasks").args(policy).arg(self.child.id().unwrap_or(0).to_string());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
     }
 
     /// End of its log.
