@@ -21,8 +21,10 @@ mod feed;
 mod intake;
 mod pairing;
 mod place;
+mod reading;
 mod uplink;
 mod vm;
+mod wake;
 
 // Natively only the linter looks at the callbacks: a test binary could not be
 // linked against a host that is not there.

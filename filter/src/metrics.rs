@@ -76,9 +76,16 @@ pub enum Counter {
     SessionsRefused,
     /// Own decisions that there was no room for, or not for all of their blocks.
     DecisionsRefused,
+    /// Long prompts that began to wait for their turns. What this exceeds the
+    /// ended ones by waits, or was cut by a VM's crash.
+    ReadingsBegun,
+    /// Those of them that wait no more: read, given up, or gone.
+    ReadingsEnded,
+    /// Wake-ups that did not come in time: a tick did the work.
+    WakesMissed,
 }
 
-const COUNTERS: [(Counter, &str); 31] = [
+const COUNTERS: [(Counter, &str); 34] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
@@ -110,6 +117,9 @@ const COUNTERS: [(Counter, &str); 31] = [
     (Counter::BookingsCrowded, "warmpath_bookings_crowded_total"),
     (Counter::SessionsRefused, "warmpath_sessions_refused_total"),
     (Counter::DecisionsRefused, "warmpath_decisions_unrecorded_total"),
+    (Counter::ReadingsBegun, "warmpath_readings_begun_total"),
+    (Counter::ReadingsEnded, "warmpath_readings_ended_total"),
+    (Counter::WakesMissed, "warmpath_reading_wakes_missed_total"),
 ];
 
 /// Gauges.
@@ -133,9 +143,11 @@ pub enum Gauge {
     FeedSequence,
     /// 1 if a VM's index is live.
     IndexLive,
+    /// Long prompts that wait for their turns.
+    ReadingsWaiting,
 }
 
-const GAUGES: [(Gauge, &str); 9] = [
+const GAUGES: [(Gauge, &str); 10] = [
     (Gauge::IndexBlocks, "warmpath_index_blocks"),
     (Gauge::IndexBytes, "warmpath_index_bytes"),
     (Gauge::IndexEvicted, "warmpath_index_evicted_blocks"),
@@ -145,6 +157,24 @@ const GAUGES: [(Gauge, &str); 9] = [
     (Gauge::Workers, "warmpath_workers"),
     (Gauge::FeedSequence, "warmpath_feed_sequence"),
     (Gauge::IndexLive, "warmpath_index_live"),
+    (Gauge::ReadingsWaiting, "warmpath_readings_waiting"),
+];
+
+/// Distributions, all of microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Histogram {
+    /// Time that the thread spent on a decision, over all its slices.
+    Decision,
+    /// Time that the thread spent at a time on a prompt that is read in slices.
+    ReadingSlice,
+    /// From the end of such a request's body to its decision.
+    ReadingElapsed,
+}
+
+const HISTOGRAMS: [(Histogram, &str); 3] = [
+    (Histogram::Decision, "warmpath_decision_duration_us"),
+    (Histogram::ReadingSlice, "warmpath_reading_slice_us"),
+    (Histogram::ReadingElapsed, "warmpath_reading_elapsed_us"),
 ];
 
 /// The numbers that the host gave to the metrics. One that it refused is left
@@ -154,7 +184,7 @@ pub struct Metrics {
     counters: Vec<(Counter, u32)>,
     gauges: Vec<(Gauge, u32)>,
     decisions: Vec<(Reason, u32)>,
-    decision_duration_us: Option<u32>,
+    histograms: Vec<(Histogram, u32)>,
 }
 
 impl Metrics {
@@ -178,7 +208,10 @@ impl Metrics {
                     Some((*reason, define(MetricKind::Counter, &name)?))
                 })
                 .collect(),
-            decision_duration_us: define(MetricKind::Histogram, "warmpath_decision_duration_us"),
+            histograms: HISTOGRAMS
+                .iter()
+                .filter_map(|(it, name)| Some((*it, define(MetricKind::Histogram, name)?)))
+                .collect(),
         }
     }
 
@@ -206,10 +239,10 @@ impl Metrics {
         }
     }
 
-    /// Records how long a decision took, in microseconds.
-    pub fn decision_took(&self, microseconds: u64) {
-        if let Some(id) = self.decision_duration_us {
-            host::record_metric(id, microseconds);
+    /// Records a duration.
+    pub fn took(&self, histogram: Histogram, nanoseconds: u64) {
+        if let Some((_, id)) = self.histograms.iter().find(|(known, _)| *known == histogram) {
+            host::record_metric(*id, nanoseconds / 1_000);
         }
     }
 }
@@ -222,6 +255,7 @@ mod tests {
     fn names_are_distinct() {
         let mut names: Vec<&str> =
             COUNTERS.iter().map(|(_, n)| *n).chain(GAUGES.iter().map(|(_, n)| *n)).collect();
+        names.extend(HISTOGRAMS.iter().map(|(_, name)| *name));
         names.sort_unstable();
         let count = names.len();
         names.dedup();

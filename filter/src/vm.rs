@@ -28,6 +28,8 @@ use crate::limits::{
 };
 use crate::metrics::{Counter, Gauge, Metrics};
 use crate::pairing::Pairing;
+use crate::reading::Readings;
+use crate::wake::Wake;
 
 thread_local! {
     /// A VM has one thread; contexts of one module share it.
@@ -85,6 +87,9 @@ pub(crate) struct Vm {
     /// When the sidecar was last heard of, in milliseconds.
     pub(crate) heard_at_ms: Option<u64>,
     pub(crate) pairing: Pairing,
+    /// Long prompts that wait to be read.
+    pub(crate) readings: Readings,
+    pub(crate) wake: Wake,
     bookings: u32,
     /// Bookings of this VM's own streams, and when each was last refreshed.
     own: HashMap<BookingId, u64, FixedState>,
@@ -122,6 +127,8 @@ impl Vm {
             feed: Feed::default(),
             heard_at_ms: None,
             pairing: Pairing::default(),
+            readings: Readings::default(),
+            wake: Wake::default(),
             bookings: 0,
             own: HashMap::default(),
             delayed: Vec::new(),
@@ -132,6 +139,7 @@ impl Vm {
             expire_at_ms: 0,
             gauges_at_ms: 0,
         };
+        vm.wake.register(number);
         vm.take_settings();
         vm.take_kept_state();
         Ok(vm)
@@ -143,6 +151,8 @@ impl Vm {
         }
         self.config = config.clone();
         self.root = root;
+        self.wake.register(self.number);
+        self.readings.note_new_root();
         self.take_settings();
         // Streams belong to the root context that opened them, which ends.
         self.feed = Feed::default();
@@ -364,6 +374,7 @@ impl Vm {
         self.metrics.set(Gauge::Bookings, self.replica.loads().bookings() as u64);
         self.metrics.set(Gauge::Workers, self.replica.roster().workers.len() as u64);
         self.metrics.set(Gauge::IndexLive, u64::from(self.replica.is_live()));
+        self.report_readings();
         if let Some(age_ms) = self.feed_age_ms(now_ms) {
             self.metrics.set(Gauge::FeedAgeMs, age_ms);
         }
