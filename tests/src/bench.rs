@@ -3,4 +3,6 @@
 //! Each benchmark program measures one part and writes its rows; the table and
 //! `target/bench/summary.json` are made of all parts (`scripts/bench.py`).
 
+pub mod load;
+pub mod neighbour;
 pub mod rows;
