@@ -37,6 +37,8 @@ pub struct Handover<'a> {
     /// The prompt's tokens, which the frontend uses in place of rendering and
     /// tokenizing. `None` keeps what the client sent.
     pub token_data: Option<&'a [TokenId]>,
+    /// The same, written already; it counts before the other.
+    pub token_text: Option<&'a TokenText>,
     /// The instance for an aggregated request.
     pub backend_instance_id: Option<u64>,
     /// The instance for decode.
@@ -48,6 +50,48 @@ pub struct Handover<'a> {
     /// The data-parallel rank for prefill.
     pub prefill_dp_rank: Option<u32>,
 }
+
+/// A prompt's tokens as they go into the body, written a part at a time: half a
+/// million of them take several milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenText {
+    json: Vec<u8>,
+    written: usize,
+}
+
+impl TokenText {
+    /// Writes up to `tokens_max` more of a prompt's tokens; whether all are written.
+    /// The same `tokens` have to be passed every time.
+    pub fn write(&mut self, tokens: &[TokenId], tokens_max: usize) -> bool {
+        if self.json.is_empty() {
+            self.json.reserve(tokens.len() * TOKEN_BYTES_ESTIMATE + 2);
+            self.json.push(b'[');
+        } else if self.json.ends_with(b"]") {
+            return true;
+        }
+        let rest = tokens.get(self.written..).unwrap_or_default();
+        let now = rest.get(..tokens_max).unwrap_or(rest);
+        if self.written > 0 && !now.is_empty() {
+            self.json.push(b',');
+        }
+        decimal::write_list(now, &mut self.json);
+        self.written += now.len();
+        let is_done = now.len() == rest.len();
+        if is_done {
+            self.json.push(b']');
+        }
+        is_done
+    }
+
+    /// Whether nothing is written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.json.is_empty()
+    }
+}
+
+/// Bytes that a token and its comma take.
+const TOKEN_BYTES_ESTIMATE: usize = 7;
 
 /// Why a body is left as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +138,8 @@ impl std::error::Error for HandoverError {}
 pub fn hand_over(splice: &Splice<'_>, handover: &Handover<'_>) -> Result<Vec<u8>, HandoverError> {
     let body = splice.body;
     let ids = handover.token_data.map_or(0, <[TokenId]>::len);
-    let mut out = Vec::with_capacity(body.len() + ids * 7 + 256);
+    let written = handover.token_text.map_or(ids * TOKEN_BYTES_ESTIMATE, |text| text.json.len());
+    let mut out = Vec::with_capacity(body.len() + written + 256);
     let Some((last, others)) = splice.nvext.split_last() else {
         copy(body, 0..splice.root_close, &mut out);
         out.extend_from_slice(if splice.root_empty { b"\"nvext\":" } else { b",\"nvext\":" });
@@ -152,15 +197,19 @@ fn write_nvext(kept: RawJson<'_>, handover: &Handover<'_>, out: &mut Vec<u8>) {
             decimal::write(number, out);
         }
     }
-    if let Some(tokens) = handover.token_data {
+    if let Some(text) = handover.token_text {
+        separator.write(out);
+        write_key("token_data", out);
+        out.extend_from_slice(&text.json);
+    } else if let Some(tokens) = handover.token_data {
         separator.write(out);
         write_key("token_data", out);
         write_tokens(tokens, out);
     }
+    let has_tokens = handover.token_text.is_some() || handover.token_data.is_some();
     let ours = |key: RawJson<'_>| {
         key.name().is_some_and(|name| {
-            ROUTING_MEMBERS.contains(&&*name)
-                || (handover.token_data.is_some() && name == "token_data")
+            ROUTING_MEMBERS.contains(&&*name) || (has_tokens && name == "token_data")
         })
     };
     for member in kept.members().filter(|member| !ours(member.key)) {

@@ -39,6 +39,10 @@ pub enum Reason {
     RenderFailed,
     /// By load: the prompt is beyond what is tokenized here.
     PromptTooLong,
+    /// By load: too many long prompts waited to be read.
+    ReadCrowded,
+    /// By load: the prompt was not read in time.
+    ReadLate,
     /// By load: the client changes its prompt in a way that is not followed.
     AlteredPrompt,
     /// By load: the body is beyond what is looked at.
@@ -74,7 +78,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, to define their counters once.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::Kv,
         Self::StaleFeed,
         Self::Approximate,
@@ -90,6 +94,8 @@ impl Reason {
         Self::UnknownModel,
         Self::RenderFailed,
         Self::PromptTooLong,
+        Self::ReadCrowded,
+        Self::ReadLate,
         Self::AlteredPrompt,
         Self::BodyTooLarge,
         Self::Unparsed,
@@ -125,6 +131,8 @@ impl Reason {
             Self::UnknownModel => "unknown_model",
             Self::RenderFailed => "render_failed",
             Self::PromptTooLong => "prompt_too_long",
+            Self::ReadCrowded => "read_crowded",
+            Self::ReadLate => "read_late",
             Self::AlteredPrompt => "altered_prompt",
             Self::BodyTooLarge => "body_too_large",
             Self::Unparsed => "unparsed",

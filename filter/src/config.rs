@@ -47,6 +47,9 @@ struct RawConfig<'a> {
     booking_expiry_ms: Option<u64>,
     booking_order: BookingOrder,
     feed_stale_ms: u64,
+    readings_max: u64,
+    reading_bytes_max: u64,
+    reading_ms_max: u64,
     enforce_disagg: Option<bool>,
     prefiller_header: bool,
     legacy_headers: bool,
@@ -69,6 +72,9 @@ impl Default for RawConfig<'_> {
             booking_expiry_ms: None,
             booking_order: BookingOrder::Strict,
             feed_stale_ms: 2_000,
+            readings_max: 256,
+            reading_bytes_max: 64 * 1024 * 1024,
+            reading_ms_max: 10_000,
             enforce_disagg: None,
             prefiller_header: false,
             legacy_headers: false,
@@ -124,6 +130,9 @@ impl<'a> RawConfig<'a> {
                 number(value).map(|bytes| self.prefix_cache_bytes_max = bytes)
             }
             "body_bytes_max" => number(value).map(|bytes| self.body_bytes_max = bytes),
+            "readings_max" => number(value).map(|prompts| self.readings_max = prompts),
+            "reading_bytes_max" => number(value).map(|bytes| self.reading_bytes_max = bytes),
+            "reading_ms_max" => number(value).map(|time_ms| self.reading_ms_max = time_ms),
             "booking_expiry_ms" => {
                 optional(value, number).map(|expiry| self.booking_expiry_ms = expiry)
             }
@@ -205,6 +214,16 @@ pub struct Config {
     /// Age of the feed from which decisions count as made on stale state, in
     /// milliseconds. 500 ms to 1 hour; default 2 s.
     pub feed_stale_ms: u64,
+    /// Most long prompts of a worker thread that wait to be read, a slice at a
+    /// time; one more is routed by load. 1 to 4096; default 256.
+    pub readings_max: usize,
+    /// Most bytes of their bodies. What is held of a prompt while it is read takes
+    /// up to five times as much of a VM's memory. 1 MiB to 128 MiB; default
+    /// 64 MiB.
+    pub reading_bytes_max: usize,
+    /// Longest that such a prompt may take to be read, in milliseconds; it is
+    /// routed by load then. 10 ms to 10 minutes; default 10 s.
+    pub reading_ms_max: u64,
     /// Whether `x-prefiller-host-port` says where the prefill worker is reached,
     /// for engines with llm-d's sidecar. Default no.
     pub prefiller_header: bool,
@@ -282,18 +301,39 @@ impl Config {
         if !(500..=3_600_000).contains(&raw.feed_stale_ms) {
             wrong.push("`feed_stale_ms` must be 500 to 3600000".to_owned());
         }
+        if !(1..=4_096).contains(&raw.readings_max) {
+            wrong.push("`readings_max` must be 1 to 4096".to_owned());
+        }
+        if !(1024 * 1024..=128 * 1024 * 1024).contains(&raw.reading_bytes_max) {
+            wrong.push("`reading_bytes_max` must be 1048576 to 134217728".to_owned());
+        }
+        if !(10..=600_000).contains(&raw.reading_ms_max) {
+            wrong.push("`reading_ms_max` must be 10 to 600000".to_owned());
+        }
         let cache_salt_header = raw.cache_salt_header.map(|name| name.to_ascii_lowercase());
         if cache_salt_header.as_deref().is_some_and(|name| !may_carry_salt(name)) {
             wrong.push("`cache_salt_header` must name a header that steers no routing".to_owned());
         }
         let overrides =
             overrides(raw.router, raw.enforce_disagg, raw.booking_expiry_ms, &mut wrong);
-        let (Ok(index_blocks_max), Ok(prefix_cache_bytes_max), Ok(body_bytes_max), true) = (
-            usize::try_from(raw.index_blocks_max),
-            usize::try_from(raw.prefix_cache_bytes_max),
-            usize::try_from(raw.body_bytes_max),
-            wrong.is_empty(),
-        ) else {
+        let sizes = [
+            raw.index_blocks_max,
+            raw.prefix_cache_bytes_max,
+            raw.body_bytes_max,
+            raw.readings_max,
+            raw.reading_bytes_max,
+        ];
+        let (
+            [
+                Ok(index_blocks_max),
+                Ok(prefix_cache_bytes_max),
+                Ok(body_bytes_max),
+                Ok(readings_max),
+                Ok(reading_bytes_max),
+            ],
+            true,
+        ) = (sizes.map(usize::try_from), wrong.is_empty())
+        else {
             return Err(ConfigError::OutOfRange(wrong));
         };
         Ok(Self {
@@ -306,6 +346,9 @@ impl Config {
             body_bytes_max,
             booking_order: raw.booking_order,
             feed_stale_ms: raw.feed_stale_ms,
+            readings_max,
+            reading_bytes_max,
+            reading_ms_max: raw.reading_ms_max,
             prefiller_header: raw.prefiller_header,
             legacy_headers: raw.legacy_headers,
             trust_pins: raw.trust_pins,
@@ -413,11 +456,12 @@ mod tests {
     #[test]
     fn all_mistakes_are_named_together() {
         let json = br#"{"feed_cluster":"","index_blocks_max":1,"booking_expiry_ms":5,
-            "prefix_cache_bytes_max":268435457}"#;
+            "prefix_cache_bytes_max":268435457,
+            "readings_max":0,"reading_bytes_max":1,"reading_ms_max":1}"#;
         let Err(ConfigError::OutOfRange(wrong)) = Config::parse(json) else {
             panic!("must be refused");
         };
-        assert_eq!(wrong.len(), 4, "{wrong:?}");
+        assert_eq!(wrong.len(), 7, "{wrong:?}");
     }
 
     fn settings(json: &str) -> Settings {

@@ -13,6 +13,7 @@ use crate::host;
 use crate::http::{Next, Stream};
 use crate::limits::TICK_MS;
 use crate::pairing;
+use crate::reading;
 use crate::vm;
 
 #[cfg(target_arch = "wasm32")]
@@ -112,9 +113,16 @@ impl RootContext for Root {
         vm::with(|vm| {
             let is_left = vm.tick(now_ms);
             vm.drive_feed(now_ms);
-            vm.pace.ticked(is_left || vm.feed_is_busy());
+            let is_busy = is_left || vm.feed_is_busy();
+            vm.pace.ticked(is_busy, vm.readings.len() > 0);
         });
         pairing::release_stuck(now_ms);
+        reading::tick(now_ms);
+    }
+
+    fn on_queue_ready(&mut self, queue_id: u32) {
+        // Whichever root context it is: those who wait are the VM's.
+        reading::on_message(queue_id);
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
@@ -122,6 +130,7 @@ impl RootContext for Root {
         if let Some(reads) = self.reads {
             return Some(reads.context());
         }
+        vm::with(|vm| vm.wake.note_request());
         // The SDK panics on `None`; a context without a configuration passes
         // everything on.
         let stream = self.config.as_ref().map(|config| Stream::new(context_id, config.clone()));
@@ -140,6 +149,7 @@ struct Http {
 
 impl Http {
     fn with(&self, f: impl FnOnce(&mut Stream) -> Next) -> Action {
+        vm::with(|vm| vm.wake.note_look());
         let next = self
             .stream
             .as_ref()

@@ -91,6 +91,24 @@ mod imports {
             value_len: usize,
             version: u32,
         ) -> u32;
+        pub(super) fn proxy_register_shared_queue(
+            name: *const u8,
+            name_len: usize,
+            queue: *mut u32,
+        ) -> u32;
+        pub(super) fn proxy_resolve_shared_queue(
+            vm_id: *const u8,
+            vm_id_len: usize,
+            name: *const u8,
+            name_len: usize,
+            queue: *mut u32,
+        ) -> u32;
+        pub(super) fn proxy_enqueue_shared_queue(queue: u32, data: *const u8, len: usize) -> u32;
+        pub(super) fn proxy_dequeue_shared_queue(
+            queue: u32,
+            data: *mut *mut u8,
+            len: *mut usize,
+        ) -> u32;
         pub(super) fn proxy_send_local_response(
             status: u32,
             details: *const u8,
@@ -153,6 +171,10 @@ mod imports {
         proxy_set_property(path: *const u8, path_len: usize, value: *const u8, value_len: usize);
         proxy_get_shared_data(key: *const u8, key_len: usize, data: *mut *mut u8, len: *mut usize, version: *mut u32);
         proxy_set_shared_data(key: *const u8, key_len: usize, value: *const u8, value_len: usize, version: u32);
+        proxy_register_shared_queue(name: *const u8, name_len: usize, queue: *mut u32);
+        proxy_resolve_shared_queue(vm_id: *const u8, vm_id_len: usize, name: *const u8, name_len: usize, queue: *mut u32);
+        proxy_enqueue_shared_queue(queue: u32, data: *const u8, len: usize);
+        proxy_dequeue_shared_queue(queue: u32, data: *mut *mut u8, len: *mut usize);
         proxy_send_local_response(status: u32, details: *const u8, details_len: usize, body: *const u8, body_len: usize, headers: *const u8, headers_len: usize, grpc_status: i32);
         proxy_grpc_send(token: u32, message: *const u8, len: usize, end_of_stream: u32);
         proxy_grpc_cancel(token: u32);
@@ -502,6 +524,60 @@ pub fn increment_metric(id: u32, offset: i64) {
 pub fn record_metric(id: u32, value: u64) {
     // SAFETY: no pointers.
     let _ = unsafe { imports::proxy_record_metric(id, value) };
+}
+
+/// Takes over a queue of the process: its messages come to the root context that
+/// is being called. Returns the queue's number, which all VMs share.
+///
+/// # Errors
+///
+/// [`Refused`].
+pub fn register_queue(name: &str) -> Result<u32, Refused> {
+    let mut queue = 0;
+    // SAFETY: the pointer and length are of one live string, `queue` outlives
+    // the call.
+    check(unsafe {
+        imports::proxy_register_shared_queue(name.as_ptr(), name.len(), &raw mut queue)
+    })?;
+    Ok(queue)
+}
+
+/// The number of a queue that some VM of the same `vm_id` has registered.
+///
+/// # Errors
+///
+/// [`Refused`]: none has.
+pub fn find_queue(name: &str) -> Result<u32, Refused> {
+    let mut queue = 0;
+    // SAFETY: the pointers and lengths are of live strings, `queue` outlives the
+    // call. An empty `vm_id` is the caller's own.
+    check(unsafe {
+        imports::proxy_resolve_shared_queue(
+            "".as_ptr(),
+            0,
+            name.as_ptr(),
+            name.len(),
+            &raw mut queue,
+        )
+    })?;
+    Ok(queue)
+}
+
+/// Puts a message into a queue.
+///
+/// # Errors
+///
+/// [`Refused`]: there is no such queue.
+pub fn enqueue(queue: u32, message: &[u8]) -> Result<(), Refused> {
+    // SAFETY: the pointer and length are of one live slice.
+    check(unsafe { imports::proxy_enqueue_shared_queue(queue, message.as_ptr(), message.len()) })
+}
+
+/// Takes the next message out of a queue; `None` if there is none.
+#[must_use]
+pub fn dequeue(queue: u32) -> Option<Vec<u8>> {
+    // SAFETY: the out-pointers outlive the call.
+    fetch(|data, len| unsafe { imports::proxy_dequeue_shared_queue(queue, data, len) })
 }
 
 /// The gateway's shared data.

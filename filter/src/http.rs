@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! headers → strip → ours? → hold → body complete → decide → hand over → release
+//!                                   long prompt ↺ a slice at a time
 //! response: first chunk → prefill done;  end, reset or anything else → free
 //! ```
 //!
@@ -9,19 +10,17 @@
 //!
 //! 1. A client's routing headers are removed before anything else, on every
 //!    request.
-//! 2. No request waits for anything but its own body.
+//! 2. No request waits for anything but its own body, and a long one for its
+//!    turns to be read.
 //! 3. A booking is freed exactly once, whatever ends the stream.
 
 use core::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
-use warmpath_core::demands::Demands;
-use warmpath_core::handover::{Handover, hand_over};
 use warmpath_core::headers::legacy_name;
 use warmpath_core::reason::Reason;
-use warmpath_core::render::WallClock;
-use warmpath_core::request::{Answer as Verdict, Endpoint, Envelope, ParsedRequest, RequestError};
-use warmpath_core::route::{Choice, Circumstances, Prepared, Unplaced, prepare};
+use warmpath_core::request::Endpoint;
+use warmpath_core::route::{Prepared, Unplaced};
 use warmpath_core::usage::ResponseReader;
 
 use crate::answer::Answer;
@@ -33,7 +32,10 @@ use crate::pairing;
 use crate::place::Placed;
 use crate::vm::{self, Vm};
 
+mod decide;
 mod response;
+
+pub(crate) use decide::{Part, Turn};
 
 /// What a callback tells the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ enum Phase {
     Through,
     /// Held until its body is complete.
     Collecting(Endpoint),
+    /// Held until its prompt is read.
+    Waiting,
 }
 
 /// What became of an attempt to place a request.
@@ -69,12 +73,15 @@ enum Attempt {
 #[derive(Debug)]
 pub struct Stream {
     context: u32,
+    this: Weak<RefCell<Self>>,
     config: Rc<Config>,
     phase: Phase,
     intake: Intake,
     response_began: bool,
     placed: Option<Placed>,
     reason: Option<Reason>,
+    /// Time spent on the decision so far.
+    spent_ns: u64,
     decision_us: u64,
     exact_prediction: bool,
     response: Option<ResponseReader>,
@@ -84,18 +91,22 @@ impl Stream {
     /// A request that has just begun.
     #[must_use]
     pub fn new(context: u32, config: Rc<Config>) -> Rc<RefCell<Self>> {
-        Rc::new(RefCell::new(Self {
-            context,
-            config,
-            phase: Phase::New,
-            intake: Intake::default(),
-            response_began: false,
-            placed: None,
-            reason: None,
-            decision_us: 0,
-            exact_prediction: false,
-            response: None,
-        }))
+        Rc::new_cyclic(|this| {
+            RefCell::new(Self {
+                context,
+                this: this.clone(),
+                config,
+                phase: Phase::New,
+                intake: Intake::default(),
+                response_began: false,
+                placed: None,
+                reason: None,
+                spent_ns: 0,
+                decision_us: 0,
+                exact_prediction: false,
+                response: None,
+            })
+        })
     }
 
     /// The request's headers are here.
@@ -145,7 +156,7 @@ impl Stream {
 
     /// A part of the request's body is here; `len` bytes are buffered.
     pub fn on_request_body(&mut self, len: usize, is_end: bool) -> Next {
-        let Phase::Collecting(endpoint) = self.phase else { return Next::Continue };
+        let Phase::Collecting(endpoint) = self.phase else { return self.held_or_through() };
         if self.config.mode == Mode::Endpoint {
             vm::with(|vm| vm.pairing.prove());
         }
@@ -171,60 +182,13 @@ impl Stream {
 
     /// The request ends with trailers: its body is complete, too.
     pub fn on_request_trailers(&mut self) -> Next {
-        let Phase::Collecting(endpoint) = self.phase else { return Next::Continue };
+        let Phase::Collecting(endpoint) = self.phase else { return self.held_or_through() };
         let len = host::buffer(Buffer::RequestBody, 0, usize::MAX).map_or(0, |body| body.len());
         self.decide(endpoint, len)
     }
 
-    fn decide(&mut self, endpoint: Endpoint, len: usize) -> Next {
-        let started = host::monotonic_ns();
-        self.phase = Phase::Through;
-        let body = host::buffer(Buffer::RequestBody, 0, len).unwrap_or_default();
-        let next = self.decide_on(endpoint, &body);
-        self.decision_us = host::monotonic_ns().saturating_sub(started) / 1_000;
-        vm::with(|vm| vm.metrics.decision_took(self.decision_us));
-        next
-    }
-
-    fn decide_on(&mut self, endpoint: Endpoint, body: &[u8]) -> Next {
-        let envelope = Envelope::scan(body);
-        let request = envelope.as_ref().map_err(|err| *err).and_then(|e| e.read(endpoint));
-        if self.config.mode == Mode::Body && !endpoint.reads_nvext() {
-            // Nothing tells a frontend which worker is to serve it.
-            let next = self.leave(Reason::NotOurPath);
-            self.hand_over(endpoint, envelope.ok().as_ref(), None, body.len());
-            return next;
-        }
-        let nvext = request.as_ref().ok().and_then(|request| request.nvext.as_ref());
-        let demands = match self.intake.demands(nvext) {
-            Ok(demands) => demands,
-            Err(refusal) => return self.refuse(&Answer::refused(refusal)),
-        };
-        let by_load = |reason| Prepared {
-            demands: demands.clone(),
-            ..Prepared::by_load(reason, None, body.len())
-        };
-        let prepared = match &request {
-            Ok(request) => {
-                let salt = self.intake.trusted_salt.as_deref();
-                vm::with(|vm| vm.prepare(request, body.len(), salt, &demands))
-            }
-            Err(err) if err.answer() == Verdict::BadRequest => {
-                return self.refuse(&Answer::bad_request(*err));
-            }
-            Err(RequestError::TooLarge) => Some(by_load(Reason::BodyTooLarge)),
-            Err(_) => Some(by_load(Reason::Unparsed)),
-        };
-        let Some(prepared) = prepared else {
-            vm::with(|vm| vm.metrics.add(Counter::Reentered, 1));
-            return self.leave(Reason::Internal);
-        };
-        let next = self.place(&prepared).unwrap_or(Next::Continue);
-        if next == Next::Continue {
-            self.count_prediction(&prepared);
-            self.hand_over(endpoint, envelope.ok().as_ref(), Some(&prepared), body.len());
-        }
-        next
+    fn held_or_through(&self) -> Next {
+        if self.phase == Phase::Waiting { Next::Pause } else { Next::Continue }
     }
 
     /// Chooses and books. Returns what to tell the host if there is no worker.
@@ -255,62 +219,6 @@ impl Stream {
             // No roster has come yet: the gateway's own balancing knows more.
             Some(Err(None)) => Attempt::Left(Reason::Warming),
             None => Attempt::Left(Reason::Internal),
-        }
-    }
-
-    fn count_prediction(&mut self, prepared: &Prepared) {
-        let Some(placed) = &self.placed else { return };
-        if prepared.hashes.is_empty() && prepared.tokens.is_empty() {
-            return;
-        }
-        // A decode worker reports what it was handed, not what was computed.
-        self.exact_prediction = prepared.is_exact() && placed.choice.prefill.is_none();
-        let predicted = placed.choice.predicted_cached_tokens;
-        vm::with(|vm| {
-            vm.metrics.add(Counter::PromptTokens, prepared.prompt_tokens.into());
-            vm.metrics.add(Counter::PredictedCachedTokens, predicted.into());
-        });
-    }
-
-    /// Tells the gateway, or the worker's frontend, who was chosen. What the
-    /// client's own `nvext` says of workers goes in every case: a frontend
-    /// behind the gateway would obey it where our headers are silent.
-    fn hand_over(
-        &mut self,
-        endpoint: Endpoint,
-        envelope: Option<&Envelope<'_>>,
-        prepared: Option<&Prepared>,
-        len: usize,
-    ) {
-        let names_in_body = self.config.mode == Mode::Body && endpoint.reads_nvext();
-        if self.config.mode == Mode::Endpoint {
-            self.name_workers_in_headers();
-        }
-        let Some(envelope) = envelope else { return };
-        let choice = self.placed.as_ref().map(|placed| &placed.choice);
-        let may_replace = self.config.token_data && choice.is_some();
-        let exact = prepared.filter(|prepared| may_replace && prepared.is_exact());
-        let tokens = exact.map(|prepared| prepared.tokens.as_slice());
-        let named = choice.filter(|_| names_in_body).map(Choice::handover);
-        if named.is_none() && tokens.is_none() && envelope.splice.nvext.is_empty() {
-            return;
-        }
-        let handover = Handover { token_data: tokens, ..named.unwrap_or_default() };
-        let Ok(body) = hand_over(&envelope.splice, &handover) else {
-            vm::with(|vm| vm.metrics.add(Counter::NvextNotObject, 1));
-            return;
-        };
-        if host::replace_buffer(Buffer::RequestBody, len, &body).is_err() {
-            vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
-            return;
-        }
-        // A length that does not fit the new body would leave the worker
-        // waiting for the rest. In mode `body` it is removed already.
-        if self.config.mode == Mode::Endpoint && self.intake.length.is_some() {
-            let length = body.len().to_string();
-            if host::set_header(Headers::Request, "content-length", &length).is_err() {
-                vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
-            }
         }
     }
 
@@ -384,6 +292,10 @@ impl Stream {
 
     /// The stream has ended, however. Called at its log and at its drop.
     pub fn end(&mut self) {
+        if self.phase == Phase::Waiting {
+            self.phase = Phase::Through;
+            vm::with(|vm| vm.forget_waiting(self.context));
+        }
         if let Some(placed) = &self.placed {
             vm::with(|vm| vm.request_ended(placed));
         }
@@ -393,27 +305,6 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-impl Vm {
-    fn prepare(
-        &mut self,
-        request: &ParsedRequest<'_>,
-        body_bytes: usize,
-        trusted_salt: Option<&str>,
-        demands: &Demands,
-    ) -> Prepared {
-        let seconds = host::wall_clock_ns() / 1_000_000_000;
-        let now = WallClock {
-            unix_seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
-            utc_offset_seconds: 0,
-        };
-        let salt_from_body = self.config.cache_salt_from_body;
-        let circumstances =
-            Circumstances { body_bytes, now, trusted_salt, salt_from_body, demands };
-        let Self { models, replica, random, .. } = self;
-        prepare(models, replica.roster(), request, &circumstances, random)
     }
 }
 

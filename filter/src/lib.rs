@@ -22,8 +22,10 @@ mod intake;
 mod pace;
 mod pairing;
 mod place;
+mod reading;
 mod uplink;
 mod vm;
+mod wake;
 
 // Natively only the linter looks at the callbacks: a test binary could not be
 // linked against a host that is not there.

@@ -108,3 +108,54 @@ pub(crate) const NUMBER_ATTEMPTS_MAX: u32 = 64;
 
 /// Longest name of a header in the configuration, in bytes.
 pub(crate) const HEADER_NAME_BYTES_MAX: usize = 256;
+
+/// Longest body whose prompt is begun in the callback that brings its end, in
+/// bytes: scanning and rendering it takes half a millisecond. A longer one waits
+/// for a turn, so that many that come at once do not follow each other without a
+/// pause.
+pub(crate) const INLINE_BODY_BYTES_MAX: usize = 192 * 1024;
+
+/// Time for which a prompt is read in that callback, in nanoseconds; what is left
+/// then waits for a turn. Ordinary prompts take a tenth of it.
+pub(crate) const INLINE_SLICE_NS: u64 = 2_000_000;
+
+/// Time for which a turn reads on, in nanoseconds. Whoever comes meanwhile waits
+/// for so long, once or twice a request.
+pub(crate) const SLICE_NS: u64 = 1_500_000;
+
+/// Text that is read between two looks at the clock, in bytes: 0.1 to 0.3 ms.
+pub(crate) const SLICE_STEP_BYTES: usize = 4 * 1024;
+
+/// Tokens that are written for the body between two looks at the clock: about
+/// 0.1 ms.
+pub(crate) const SLICE_STEP_TOKENS: usize = 8 * 1024;
+
+/// A prompt that has waited for so long, in milliseconds, is read before shorter
+/// ones.
+pub(crate) const READING_PATIENCE_MS: u64 = 250;
+
+/// Turns that are taken by messages until something else has come: with the one
+/// that a tick gave, at most two slices follow each other unseen.
+pub(crate) const TURNS_UNSEEN_MAX: u32 = 1;
+
+/// Asked for between two ticks while prompts wait to be read, in milliseconds:
+/// where messages may not, ticks go on.
+pub(crate) const READING_TICK_MS: u32 = 1;
+
+/// A wake-up that has not come after this time, in milliseconds, is not waited
+/// for: the tick reads on. It takes 0.1 to 0.5 ms.
+pub(crate) const WAKE_MISSED_MS: u64 = 10;
+
+/// So many wake-ups in a row that did not come, and none is asked for…
+pub(crate) const WAKES_MISSED_MAX: u32 = 3;
+
+/// …for this time, in milliseconds; ticks do the work. Messages that nobody takes
+/// stay in the queue for good.
+pub(crate) const WAKE_PAUSE_MS: u64 = 1_000;
+
+/// Time between two offers to pass wake-ups on, in milliseconds.
+pub(crate) const RELAY_OFFER_MS: u64 = 1_000;
+
+/// Messages that are taken out of a queue at a time. One is there for each VM at
+/// most, but for those that a VM left behind when it crashed.
+pub(crate) const MESSAGES_PER_CALL: u32 = 64;

@@ -86,9 +86,16 @@ pub enum Counter {
     PrefixEvicted,
     /// Chunks of beginnings that were not remembered for want of room.
     PrefixRefused,
+    /// Long prompts that began to wait for their turns. What this exceeds the
+    /// ended ones by waits, or was cut by a VM's crash.
+    ReadingsBegun,
+    /// Those of them that wait no more: read, given up, or gone.
+    ReadingsEnded,
+    /// Wake-ups that did not come in time: a tick did the work.
+    WakesMissed,
 }
 
-const COUNTERS: [(Counter, &str); 36] = [
+const COUNTERS: [(Counter, &str); 39] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
@@ -125,6 +132,9 @@ const COUNTERS: [(Counter, &str); 36] = [
     (Counter::PrefixBytesSaved, "warmpath_prefix_bytes_saved_total"),
     (Counter::PrefixEvicted, "warmpath_prefix_evicted_chunks_total"),
     (Counter::PrefixRefused, "warmpath_prefix_refused_chunks_total"),
+    (Counter::ReadingsBegun, "warmpath_readings_begun_total"),
+    (Counter::ReadingsEnded, "warmpath_readings_ended_total"),
+    (Counter::WakesMissed, "warmpath_reading_wakes_missed_total"),
 ];
 
 /// Gauges.
@@ -150,9 +160,11 @@ pub enum Gauge {
     FeedSequence,
     /// 1 if a VM's index is live.
     IndexLive,
+    /// Long prompts that wait for their turns.
+    ReadingsWaiting,
 }
 
-const GAUGES: [(Gauge, &str); 10] = [
+const GAUGES: [(Gauge, &str); 11] = [
     (Gauge::IndexBlocks, "warmpath_index_blocks"),
     (Gauge::IndexBytes, "warmpath_index_bytes"),
     (Gauge::IndexEvicted, "warmpath_index_evicted_blocks"),
@@ -163,6 +175,24 @@ const GAUGES: [(Gauge, &str); 10] = [
     (Gauge::Workers, "warmpath_workers"),
     (Gauge::FeedSequence, "warmpath_feed_sequence"),
     (Gauge::IndexLive, "warmpath_index_live"),
+    (Gauge::ReadingsWaiting, "warmpath_readings_waiting"),
+];
+
+/// Distributions, all of microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Histogram {
+    /// Time that the thread spent on a decision, over all its slices.
+    Decision,
+    /// Time that the thread spent at a time on a prompt that is read in slices.
+    ReadingSlice,
+    /// From the end of such a request's body to its decision.
+    ReadingElapsed,
+}
+
+const HISTOGRAMS: [(Histogram, &str); 3] = [
+    (Histogram::Decision, "warmpath_decision_duration_us"),
+    (Histogram::ReadingSlice, "warmpath_reading_slice_us"),
+    (Histogram::ReadingElapsed, "warmpath_reading_elapsed_us"),
 ];
 
 /// The numbers that the host gave to the metrics. One that it refused is left
@@ -172,7 +202,7 @@ pub struct Metrics {
     counters: Vec<(Counter, u32)>,
     gauges: Vec<(Gauge, u32)>,
     decisions: Vec<(Reason, u32)>,
-    decision_duration_us: Option<u32>,
+    histograms: Vec<(Histogram, u32)>,
 }
 
 impl Metrics {
@@ -196,7 +226,10 @@ impl Metrics {
                     Some((*reason, define(MetricKind::Counter, &name)?))
                 })
                 .collect(),
-            decision_duration_us: define(MetricKind::Histogram, "warmpath_decision_duration_us"),
+            histograms: HISTOGRAMS
+                .iter()
+                .filter_map(|(it, name)| Some((*it, define(MetricKind::Histogram, name)?)))
+                .collect(),
         }
     }
 
@@ -224,10 +257,10 @@ impl Metrics {
         }
     }
 
-    /// Records how long a decision took, in microseconds.
-    pub fn decision_took(&self, microseconds: u64) {
-        if let Some(id) = self.decision_duration_us {
-            host::record_metric(id, microseconds);
+    /// Records a duration.
+    pub fn took(&self, histogram: Histogram, nanoseconds: u64) {
+        if let Some((_, id)) = self.histograms.iter().find(|(known, _)| *known == histogram) {
+            host::record_metric(*id, nanoseconds / 1_000);
         }
     }
 }
@@ -240,6 +273,7 @@ mod tests {
     fn names_are_distinct() {
         let mut names: Vec<&str> =
             COUNTERS.iter().map(|(_, n)| *n).chain(GAUGES.iter().map(|(_, n)| *n)).collect();
+        names.extend(HISTOGRAMS.iter().map(|(_, name)| *name));
         names.sort_unstable();
         let count = names.len();
         names.dedup();

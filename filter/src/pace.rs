@@ -6,16 +6,24 @@
 //! under way than a request should be burdened with.
 
 use crate::host;
-use crate::limits::{TICK_BUSY_BYTES, TICK_IDLE_MS, TICK_MS, TICKS_QUIET};
+use crate::limits::{READING_TICK_MS, TICK_BUSY_BYTES, TICK_IDLE_MS, TICK_MS, TICKS_QUIET};
 
 /// The pace of one VM; slow to slow down, quick to speed up.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pace {
-    is_slow: bool,
+    /// What the host was asked for last.
+    period_ms: u32,
     /// Ticks in a row that found little to do.
     quiet_ticks: u32,
     /// Bytes of the ring log applied since the last tick, by it or by requests.
     bytes: usize,
+}
+
+impl Default for Pace {
+    /// As every root context begins.
+    fn default() -> Self {
+        Self { period_ms: TICK_MS, quiet_ticks: 0, bytes: 0 }
+    }
 }
 
 impl Pace {
@@ -30,23 +38,42 @@ impl Pace {
     /// Something has come up that a tick should see to soon.
     pub(crate) fn speed_up(&mut self) {
         self.quiet_ticks = 0;
-        if self.is_slow {
-            // If the host refuses, ticks come as before: late, but they come.
-            self.is_slow = host::set_tick_period(TICK_MS).is_err();
+        if self.period_ms > TICK_MS {
+            self.set(TICK_MS);
         }
+    }
+
+    /// A long prompt waits to be read.
+    pub(crate) fn has_to_read(&mut self) {
+        self.quiet_ticks = 0;
+        self.set(READING_TICK_MS);
     }
 
     /// A tick has done what there was to do.
     ///
     /// - `is_busy`: whether some work goes on over several ticks.
-    pub(crate) fn ticked(&mut self, is_busy: bool) {
+    /// - `is_reading`: whether long prompts wait to be read.
+    pub(crate) fn ticked(&mut self, is_busy: bool, is_reading: bool) {
         let bytes = core::mem::take(&mut self.bytes);
+        if is_reading {
+            return self.has_to_read();
+        }
         if is_busy || bytes >= TICK_BUSY_BYTES {
-            return self.speed_up();
+            self.quiet_ticks = 0;
+            return self.set(TICK_MS);
         }
         self.quiet_ticks = self.quiet_ticks.saturating_add(1);
-        if !self.is_slow && self.quiet_ticks >= TICKS_QUIET {
-            self.is_slow = host::set_tick_period(TICK_IDLE_MS).is_ok();
+        if self.quiet_ticks >= TICKS_QUIET {
+            self.set(TICK_IDLE_MS);
+        } else if self.period_ms < TICK_MS {
+            self.set(TICK_MS);
+        }
+    }
+
+    /// If the host refuses, ticks come as before, and it is asked again.
+    fn set(&mut self, period_ms: u32) {
+        if self.period_ms != period_ms && host::set_tick_period(period_ms).is_ok() {
+            self.period_ms = period_ms;
         }
     }
 }

@@ -30,6 +30,8 @@ use crate::limits::{
 use crate::metrics::{Counter, Gauge, Metrics};
 use crate::pace::Pace;
 use crate::pairing::Pairing;
+use crate::reading::Readings;
+use crate::wake::Wake;
 
 thread_local! {
     /// A VM has one thread; contexts of one module share it.
@@ -90,6 +92,9 @@ pub(crate) struct Vm {
     pub(crate) heard_at_ms: Option<u64>,
     pub(crate) pairing: Pairing,
     pub(crate) pace: Pace,
+    /// Long prompts that wait to be read.
+    pub(crate) readings: Readings,
+    pub(crate) wake: Wake,
     bookings: u32,
     /// Bookings of this VM's own streams, and when each was last refreshed.
     own: HashMap<BookingId, u64, FixedState>,
@@ -130,6 +135,8 @@ impl Vm {
             heard_at_ms: None,
             pairing: Pairing::default(),
             pace: Pace::default(),
+            readings: Readings::default(),
+            wake: Wake::default(),
             bookings: 0,
             own: HashMap::default(),
             delayed: Vec::new(),
@@ -143,6 +150,7 @@ impl Vm {
         };
         let seed = vm.random.next_u64();
         *vm.models.prefixes_mut() = PrefixCache::new(config.prefix_cache_bytes_max, seed);
+        vm.wake.register(number);
         vm.take_settings();
         vm.take_kept_state();
         Ok(vm)
@@ -155,6 +163,8 @@ impl Vm {
         self.models.prefixes_mut().set_bytes_max(config.prefix_cache_bytes_max);
         self.config = config.clone();
         self.root = root;
+        self.wake.register(self.number);
+        self.pace = Pace::default();
         self.take_settings();
         // Streams belong to the root context that opened them, which ends.
         self.feed = Feed::default();
@@ -407,6 +417,7 @@ impl Vm {
         self.metrics.set(Gauge::Bookings, self.replica.loads().bookings() as u64);
         self.metrics.set(Gauge::Workers, self.replica.roster().workers.len() as u64);
         self.metrics.set(Gauge::IndexLive, u64::from(self.replica.is_live()));
+        self.report_readings();
         if let Some(age_ms) = self.feed_age_ms(now_ms) {
             self.metrics.set(Gauge::FeedAgeMs, age_ms);
         }

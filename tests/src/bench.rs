@@ -7,4 +7,5 @@ pub mod corpus;
 pub mod feed;
 pub mod gateway;
 pub mod load;
+pub mod neighbour;
 pub mod rows;

@@ -10,6 +10,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const FULL: Handover<'static> = Handover {
     token_data: Some(&[0, 7, 10, 99, 100, 128_000, u32::MAX]),
+    token_text: None,
     backend_instance_id: Some(u64::MAX),
     decode_worker_id: Some(1),
     prefill_worker_id: Some(20),
@@ -150,6 +151,7 @@ mod properties {
         ) {
             let handover = Handover {
                 token_data: tokens.as_deref(),
+                token_text: None,
                 backend_instance_id: ids[0],
                 decode_worker_id: ids[1],
                 prefill_worker_id: ids[2],
@@ -160,6 +162,29 @@ mod properties {
                 && Envelope::scan(body.as_bytes()).is_ok()
             {
                 agrees(&body, &handover);
+            }
+        }
+    }
+}
+
+/// Goal: tokens that are written a part at a time are those written at once.
+#[test]
+fn tokens_in_parts_are_the_same() {
+    for tokens in [FULL.token_data.unwrap(), &[], &[5]] {
+        let whole = Handover { token_data: Some(tokens), ..FULL };
+        for tokens_max in [1, 2, 7, 100] {
+            let mut text = TokenText::default();
+            assert!(text.is_empty());
+            let mut calls = 1;
+            while !text.write(tokens, tokens_max) {
+                calls += 1;
+                assert!(calls <= tokens.len() + 1, "there is an end");
+            }
+            assert!(calls >= tokens.len() / tokens_max);
+            assert!(text.write(tokens, tokens_max), "no more than once");
+            let parts = Handover { token_data: None, token_text: Some(&text), ..FULL };
+            for body in ["{}", r#"{"a":1,"nvext":{"token_data":[9],"x":2}}"#] {
+                assert_eq!(edit(body, &parts), edit(body, &whole));
             }
         }
     }

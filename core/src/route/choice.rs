@@ -206,6 +206,7 @@ impl Choice {
         let prefill = self.prefill.as_ref().map(|leg| leg.worker);
         Handover {
             token_data: None,
+            token_text: None,
             backend_instance_id: Some(self.serving.worker.id.0),
             decode_worker_id: Some(self.serving.worker.id.0),
             prefill_worker_id: prefill.map(|worker| worker.id.0),

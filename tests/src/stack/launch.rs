@@ -71,6 +71,9 @@ pub struct EngineShape {
     pub decode_us_per_token: u64,
 }
 
+/// Longest prompt and answer of the engines, in tokens, unless they are larger.
+const MODEL_TOKENS: usize = 131_072;
+
 /// Tokens per block, everywhere.
 pub const BLOCK_SIZE: u32 = 16;
 
@@ -462,6 +465,8 @@ fn engine_arguments(
     ports: &EnginePorts,
     shape: EngineShape,
 ) -> Vec<String> {
+    // A cache that holds more than the usual longest prompt may have longer ones.
+    let model_tokens_max = MODEL_TOKENS.max(shape.blocks * BLOCK_SIZE as usize);
     let pairs = [
         ("--model-dir", model_dir.display().to_string()),
         ("--name", name.to_owned()),
@@ -471,6 +476,7 @@ fn engine_arguments(
         ("--replay-port", ports.replay.to_string()),
         ("--block-size", BLOCK_SIZE.to_string()),
         ("--blocks", shape.blocks.to_string()),
+        ("--max-model-len", model_tokens_max.to_string()),
         ("--prefill-us-per-token", shape.prefill_us_per_token.to_string()),
         ("--decode-us-per-token", shape.decode_us_per_token.to_string()),
     ];

@@ -3,7 +3,8 @@
 //! Checks, in this order: every response, prediction against report, hit ratio
 //! against round robin, routing headers of clients, the sidecar's death under
 //! load, bad input, the APIs that are routed by load, named workers and allowed
-//! hosts, prefill and decode workers, mode `body`, and that nothing is left behind.
+//! hosts, prefill and decode workers, mode `body`, that nothing is left behind, and
+//! long prompts.
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ use super::report::{Report, line};
 mod apis;
 mod bad_input;
 mod body_mode;
+mod long;
 mod pins;
 mod restart;
 mod roles;
@@ -53,7 +55,7 @@ const ADVANTAGE_MIN: f64 = 0.2;
 pub async fn run(options: Options) -> ExitCode {
     let mut report = Report::default();
     let seed = options.seed;
-    match Stack::start(options, ENGINE_SHAPE, None).await {
+    match Stack::start(options.clone(), ENGINE_SHAPE, None).await {
         Ok(mut stack) => {
             checks(&mut stack, seed, &mut report).await;
             if let Some((name, log)) = stack.ended() {
@@ -66,6 +68,7 @@ pub async fn run(options: Options) -> ExitCode {
         }
         Err(error) => report.failure("the stack starts", error),
     }
+    long::check(options, &mut report).await;
     report.finish()
 }
 

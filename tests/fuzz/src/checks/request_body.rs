@@ -71,6 +71,7 @@ pub(super) fn check(data: &[u8]) {
     let tokens = [0, 7, 128_000, u32::MAX];
     let handover = Handover {
         token_data: (head & 2 != 0).then_some(&tokens[..]),
+        token_text: None,
         backend_instance_id: (head & 4 != 0).then_some(u64::MAX),
         decode_worker_id: (head & 8 != 0).then_some(0),
         prefill_worker_id: (head & 16 != 0).then_some(20),

@@ -19,7 +19,7 @@ use super::super::limits::{ENGINES, POLL_START, READY_WITHIN, REQUEST_WITHIN};
 use super::super::report::Report;
 
 /// What the frontends received last.
-type Received = Arc<Mutex<(HeaderMap, Bytes)>>;
+pub(super) type Received = Arc<Mutex<(HeaderMap, Bytes)>>;
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -53,7 +53,7 @@ pub(super) async fn check(stack: &mut Stack, report: &mut Report) {
     other_apis(&gateway, &received, report).await;
 }
 
-async fn frontends(received: &Received) -> std::io::Result<[u16; ENGINES]> {
+pub(super) async fn frontends(received: &Received) -> std::io::Result<[u16; ENGINES]> {
     let mut ports = [0; ENGINES];
     for port in &mut ports {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
@@ -74,7 +74,7 @@ async fn keep(State(received): State<Received>, headers: HeaderMap, body: Bytes)
     "{}"
 }
 
-fn last(received: &Received) -> Value {
+pub(super) fn last(received: &Received) -> Value {
     let bytes = received.lock().map(|last| last.1.clone()).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_default()
 }
@@ -97,7 +97,7 @@ fn chat(extra: &Value) -> Value {
 }
 
 /// Waits until a request is decided by cache.
-async fn warm(gateway: &str) -> bool {
+pub(super) async fn warm(gateway: &str) -> bool {
     let deadline = std::time::Instant::now() + READY_WITHIN;
     while std::time::Instant::now() < deadline {
         let answer = send(gateway, &chat(&json!({}))).await;
@@ -109,7 +109,7 @@ async fn warm(gateway: &str) -> bool {
     false
 }
 
-fn named(body: &Value) -> Option<u64> {
+pub(super) fn named(body: &Value) -> Option<u64> {
     let nvext = body.get("nvext")?;
     let worker = nvext.get("backend_instance_id")?.as_u64()?;
     let same = nvext.get("decode_worker_id")?.as_u64()? == worker;
