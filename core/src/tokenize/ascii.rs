@@ -25,7 +25,21 @@ const ROW: usize = 256;
 /// The table.
 pub(crate) struct AsciiSplit {
     rows: Box<[u8; ROW * ROW]>,
+    /// Which letters a state leads back to itself by.
+    loops: [Loop; ROW],
 }
+
+/// Letters that can be passed over eight at a time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loop {
+    None,
+    Small,
+    All,
+}
+
+/// A one, and the highest bit, in each byte.
+const ONES: u64 = u64::MAX / 0xFF;
+const HIGHS: u64 = ONES << 7;
 
 /// The last match: how many bytes ago it ended, and its kind.
 type Last = Option<(u8, u8)>;
@@ -46,12 +60,32 @@ impl AsciiSplit {
             index += 1;
         }
         let rows = rows.try_into().unwrap_or_else(|_| Box::new([LEFT; ROW * ROW]));
-        Self { rows }
+        let mut split = Self { rows, loops: [Loop::None; ROW] };
+        for state in 0..ENDS {
+            let back = |mut letters: std::ops::RangeInclusive<u8>| {
+                letters.all(|letter| split.entry(state, letter) == state)
+            };
+            let of_state = match (back(b'a'..=b'z'), back(b'A'..=b'Z')) {
+                (true, true) => Loop::All,
+                (true, false) => Loop::Small,
+                _ => Loop::None,
+            };
+            if let Some(to) = split.loops.get_mut(usize::from(state)) {
+                *to = of_state;
+            }
+        }
+        split
+    }
+
+    #[inline]
+    fn entry(&self, state: u8, byte: u8) -> u8 {
+        // Always within: two bytes make the index.
+        self.rows.get(usize::from(state) * ROW + usize::from(byte)).copied().unwrap_or(LEFT)
     }
 
     /// Bytes of memory held.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.rows.len()
+        self.rows.len() + self.loops.len()
     }
 
     /// The piece of `text` that starts at `start`, if the table knows it.
@@ -59,19 +93,40 @@ impl AsciiSplit {
     pub(crate) fn next_piece(&self, text: &[u8], start: usize) -> Option<Piece> {
         let mut state = 0_u8;
         let tail = text.get(start..)?;
-        for (index, &byte) in tail.iter().enumerate().take(PRETOKEN_BYTES_MAX) {
-            // Always within: two bytes make the index.
-            let entry = *self.rows.get(usize::from(state) * ROW + usize::from(byte))?;
+        let mut index = 0;
+        while index < PRETOKEN_BYTES_MAX {
+            let entry = self.entry(state, *tail.get(index)?);
             if entry >= ENDS {
                 let at = start + index;
                 let end = at.checked_sub(usize::from(entry - ENDS))?;
                 let found = entry != LEFT && end > start;
-                return found.then(|| Piece { end, steps: (at + 1 - start) as u64, seen: at + 1 });
+                return found.then(|| Piece { end, steps: (index + 1) as u64, seen: at + 1 });
             }
             state = entry;
+            index += 1;
+            let passed = self.loops.get(usize::from(state)).copied().unwrap_or(Loop::None);
+            if passed != Loop::None
+                && let Some(chunk) = tail.get(index..).and_then(<[u8]>::first_chunk)
+            {
+                index += letters(u64::from_le_bytes(*chunk), passed == Loop::All);
+            }
         }
         None
     }
+}
+
+/// How many of eight bytes are letters, from the first on: `a` to `z`, and with
+/// `capitals` also `A` to `Z`.
+#[inline]
+fn letters(bytes: u64, capitals: bool) -> usize {
+    let folded = if capitals { bytes | (0x20 * ONES) } else { bytes };
+    // The highest bit of a sum tells whether its byte is at least what was
+    // chosen; none is carried, since both are below 0x80.
+    let seven = folded & !HIGHS;
+    let from_a = seven + ONES * u64::from(0x80 - b'a');
+    let beyond_z = seven + ONES * u64::from(0x7F - b'z');
+    let others = !(from_a & !beyond_z & !bytes) & HIGHS;
+    (others.trailing_zeros() / 8) as usize
 }
 
 /// The entry of a byte in a state; what it leads to is added to `states`.
@@ -118,5 +173,29 @@ fn end(last: Last) -> u8 {
         Some((back, MATCH_DROPS_LAST)) => ENDS + back + 1,
         Some((back, _)) => ENDS + back,
         None => LEFT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    /// Goal: letters are counted up to any other byte, wherever it is.
+    #[test]
+    fn letters_end_at_any_other_byte() {
+        for capitals in [false, true] {
+            for place in 0..8 {
+                for byte in 0..=u8::MAX {
+                    let mut bytes = *b"azmtbyqe";
+                    bytes[place] = byte;
+                    let letter = byte.is_ascii_lowercase() || capitals && byte.is_ascii_uppercase();
+                    let count = letters(u64::from_le_bytes(bytes), capitals);
+                    assert_eq!(count, if letter { 8 } else { place }, "{byte} at {place}");
+                }
+            }
+        }
     }
 }
