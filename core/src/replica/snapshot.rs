@@ -13,7 +13,7 @@ pub(super) struct Incoming {
     pub(super) index: Index,
     pub(super) blocks_expected: u64,
     /// Log frames that came through the ring meanwhile: where they stand, and
-    /// those that are deltas, encoded.
+    /// the bodies of those that are deltas.
     pub(super) pending: Vec<(Position, Option<Vec<u8>>)>,
     pub(super) pending_bytes: usize,
 }
