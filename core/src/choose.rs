@@ -56,6 +56,9 @@ impl Random {
 /// - `temperature`: 0 takes the lowest cost; below 0 (which no configuration lets
 ///   through) counts as 0.
 pub fn drawn(costs: &[f64], temperature: f64, random: &mut Random) -> Option<usize> {
+    if temperature == 0.0 {
+        return lowest(costs.iter().copied(), random);
+    }
     let finite = || costs.iter().copied().enumerate().filter(|(_, cost)| cost.is_finite());
     let least = finite().map(|(_, cost)| cost).fold(f64::INFINITY, f64::min);
     let most = finite().map(|(_, cost)| cost).fold(f64::NEG_INFINITY, f64::max);

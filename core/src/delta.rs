@@ -122,9 +122,21 @@ pub struct Group<'a> {
 
 impl<'a> Group<'a> {
     /// The blocks, in order.
-    pub fn hashes(&self) -> impl ExactSizeIterator<Item = SequenceHash> + 'a {
-        self.hashes.as_chunks::<8>().0.iter().map(|bytes| SequenceHash(u64::from_le_bytes(*bytes)))
+    pub fn hashes(&self) -> impl ExactSizeIterator<Item = SequenceHash> + Clone + use<'a> {
+        read_hashes(self.hashes.as_chunks().0)
     }
+
+    /// The same in batches of at most `len`, which is not 0.
+    pub(crate) fn batches(
+        &self,
+        len: usize,
+    ) -> impl Iterator<Item = impl Iterator<Item = SequenceHash> + Clone + use<'a>> + use<'a> {
+        self.hashes.as_chunks().0.chunks(len).map(read_hashes)
+    }
+}
+
+fn read_hashes(bytes: &[[u8; 8]]) -> impl ExactSizeIterator<Item = SequenceHash> + Clone + use<'_> {
+    bytes.iter().map(|bytes| SequenceHash(u64::from_le_bytes(*bytes)))
 }
 
 /// A checked delta body.

@@ -30,13 +30,16 @@ mod shard;
 
 use crate::delta::{Delta, Group, Operation};
 use crate::ids::{SequenceHash, WorkerSlot};
-pub(crate) use sets::Member;
-use sets::{SetId, Sets};
+use sets::Sets;
+pub(crate) use sets::{Member, SetId};
 use shard::Shard;
 
 /// Number of tables.
 const SHARDS: usize = 1024;
 const SHARD_BITS: u32 = SHARDS.trailing_zeros();
+
+/// Blocks that are asked for at once: about what a processor waits for at a time.
+const BATCH: usize = 16;
 
 /// The prefix index.
 #[derive(Debug)]
@@ -141,17 +144,31 @@ impl Index {
     fn apply_group(&mut self, group: &Group<'_>) {
         match group.operation {
             Operation::Stored => {
-                for hash in group.hashes() {
-                    self.store(group.slot, hash);
+                for hashes in group.batches(BATCH) {
+                    self.warm(hashes.clone());
+                    hashes.for_each(|hash| self.store(group.slot, hash));
                 }
             }
             Operation::Removed => {
-                for hash in group.hashes() {
-                    self.remove(group.slot, hash);
+                for hashes in group.batches(BATCH) {
+                    self.warm(hashes.clone());
+                    hashes.for_each(|hash| self.remove(group.slot, hash));
                 }
             }
             Operation::Cleared => self.clear(group.slot),
         }
+    }
+
+    /// Reads where blocks will be looked for. Blocks lie all over the index, so
+    /// each look-up waits for the memory; asked one after another the waits add up,
+    /// asked for at once they overlap.
+    pub(crate) fn warm(&self, hashes: impl Iterator<Item = SequenceHash>) {
+        let first = |hash| {
+            let place = place(hash);
+            self.shards.get(place.shard).map_or(0, |shard| shard.first(place.fingerprint))
+        };
+        let read = hashes.map(first).fold(0, |all, entry| all ^ entry);
+        core::hint::black_box(read);
     }
 
     /// The worker in `slot` now holds the block.
@@ -162,10 +179,10 @@ impl Index {
             return;
         };
         let place = place(hash);
-        let present = self.shards.get(place.shard).and_then(|shard| shard.find(place.fingerprint));
-        match present {
-            Some((at, old)) => self.join(member, place, at, old),
-            None => self.insert(member, place),
+        let Some(shard) = self.shards.get(place.shard) else { return };
+        match shard.find(place.fingerprint) {
+            Ok((at, old)) => self.join(member, place, at, old),
+            Err(at) => self.insert(member, place, at),
         }
     }
 
@@ -186,17 +203,24 @@ impl Index {
         self.count_member(member, 1);
     }
 
-    fn insert(&mut self, member: Member, place: Place) {
-        if self.blocks >= self.blocks_max && !self.evict(place.shard) {
-            self.counters.refused += 1;
-            return;
+    fn insert(&mut self, member: Member, place: Place, mut at: usize) {
+        if self.blocks >= self.blocks_max {
+            if !self.evict(place.shard) {
+                self.counters.refused += 1;
+                return;
+            }
+            // What was evicted may have moved others.
+            at = match self.shards.get(place.shard).map(|shard| shard.find(place.fingerprint)) {
+                Some(Err(free)) => free,
+                _ => return,
+            };
         }
         let Some(set) = self.sets.singleton(member) else {
             self.counters.refused += 1;
             return;
         };
         if let Some(shard) = self.shards.get_mut(place.shard) {
-            shard.insert(place.fingerprint, set);
+            shard.insert(at, place.fingerprint, set);
             self.sets.acquire(set);
             self.blocks += 1;
             self.count_member(member, 1);
@@ -208,8 +232,8 @@ impl Index {
         self.counters.operations += 1;
         let Some(member) = self.member_of(slot) else { return };
         let place = place(hash);
-        if let Some((at, old)) =
-            self.shards.get(place.shard).and_then(|shard| shard.find(place.fingerprint))
+        if let Some(Ok((at, old))) =
+            self.shards.get(place.shard).map(|shard| shard.find(place.fingerprint))
         {
             self.leave(member, place.shard, at, old);
         }
@@ -317,8 +341,15 @@ impl Index {
     pub(crate) fn holders(&mut self, hash: SequenceHash) -> Option<SetId> {
         let place = place(hash);
         let shard = self.shards.get_mut(place.shard)?;
-        let (at, set) = shard.find(place.fingerprint)?;
+        let (at, set) = shard.find(place.fingerprint).ok()?;
         shard.touch(at);
+        Some(set)
+    }
+
+    /// The same without marking the block as used.
+    pub(crate) fn peek(&self, hash: SequenceHash) -> Option<SetId> {
+        let place = place(hash);
+        let (_, set) = self.shards.get(place.shard)?.find(place.fingerprint).ok()?;
         Some(set)
     }
 

@@ -21,7 +21,7 @@
 //!    hits of lower tiers do not overlap with those above).
 
 use crate::ids::{SequenceHash, WorkerSlot};
-use crate::index::{Index, Member};
+use crate::index::{Index, Member, SetId};
 use crate::roster::{RosterWorker, TierSlots};
 
 /// Overlap of one worker.
@@ -45,43 +45,208 @@ pub struct Overlap {
 ///
 /// # Cost
 ///
-/// One look-up a block up to the longest overlap; where neighbouring blocks
-/// are held by the same workers nothing else.
+/// One look-up a block up to the longest overlap; where neighbouring blocks are
+/// held by the same workers nothing else, else one pass over those that are left.
 pub fn overlaps(index: &mut Index, prompt: &[SequenceHash], out: &mut Vec<Overlap>) {
     out.clear();
-    let mut blocks = 0_u32;
-    let mut hashes = prompt.iter();
-    let Some(mut set) = hashes.next().and_then(|first| index.holders(*first)) else {
-        return;
-    };
-    let mut alive = index.set_members(set).to_vec();
-    let mut settled = Vec::with_capacity(alive.len());
-    blocks += 1;
-    for hash in hashes {
-        let Some(next) = index.holders(*hash) else { break };
+    let mut walk = Walk::new(prompt);
+    let Some(mut set) = walk.next(index) else { return };
+    let mut tally = Tally::new(index.set_members(set));
+    while let Some(next) = walk.next(index) {
         if next != set {
-            let holders = index.set_members(next);
-            alive.retain(|member| {
-                let stays = holders.binary_search(member).is_ok();
-                if !stays {
-                    settled.push((*member, blocks));
-                }
-                stays
-            });
-            if alive.is_empty() {
+            tally.keep(index.set_members(next), walk.before());
+            if tally.alive.is_empty() {
                 break;
             }
             set = next;
         }
-        blocks += 1;
     }
-    settled.extend(alive.iter().map(|member| (*member, blocks)));
-    for (member, blocks) in settled {
-        if let Some(slot) = index.slot_of(member) {
-            out.push(Overlap { slot, blocks, host_blocks: 0, disk_blocks: 0 });
+    tally.keep(&[], walk.found());
+    let held = tally.counts().filter_map(|(member, blocks)| {
+        let slot = index.slot_of(member)?;
+        Some(Overlap { slot, blocks, host_blocks: 0, disk_blocks: 0 })
+    });
+    out.reserve(tally.first.len());
+    out.extend(held);
+    in_order(out);
+}
+
+/// Counts for each of some members how many leading blocks it has.
+pub(crate) struct Tally {
+    /// Those that have the first block, ascending.
+    first: Vec<Member>,
+    /// How many each of them has, once that is known.
+    counts: Vec<u32>,
+    /// Those of which it is not known yet.
+    pub(crate) alive: Vec<Member>,
+}
+
+impl Tally {
+    /// - `first`: those that have the first block, ascending.
+    pub(crate) fn new(first: &[Member]) -> Self {
+        Self { first: first.to_vec(), counts: vec![0; first.len()], alive: first.to_vec() }
+    }
+
+    /// All that are not among the holders have had `blocks`.
+    pub(crate) fn keep(&mut self, holders: &[Member], blocks: u32) {
+        let Self { first, counts, alive } = self;
+        if alive.len() == first.len() {
+            // Those that go on get theirs later.
+            counts.fill(blocks);
+            return keep_common(alive, holders, |_| ());
+        }
+        let mut at = 0;
+        keep_common(alive, holders, |member| {
+            // Both ascend, so that the next one is near, or found by halves.
+            let rest = first.get(at..).unwrap_or_default();
+            let near = rest.iter().take(LANES).position(|it| *it == member);
+            at += near.or_else(|| rest.binary_search(&member).ok()).unwrap_or(0);
+            if let Some(count) = counts.get_mut(at) {
+                *count = blocks;
+            }
+        });
+    }
+
+    /// The members with their counts, ascending.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Member, u32)> {
+        self.first.iter().copied().zip(self.counts.iter().copied())
+    }
+}
+
+/// Finds a worker in a list in ascending order of slots.
+///
+/// - `at`: where the search goes on; 0 before the first. Searches in ascending
+///   order take one pass over the list together, others halve it.
+pub(crate) fn find_next<'l, T>(
+    list: &'l [T],
+    slot: WorkerSlot,
+    at: &mut usize,
+    slot_of: impl Fn(&T) -> WorkerSlot,
+) -> Option<&'l T> {
+    // In a roster like the list, the next one is the one.
+    for next in [*at, *at + 1] {
+        if let Some(found) = list.get(next).filter(|it| slot_of(it) == slot) {
+            *at = next;
+            return Some(found);
         }
     }
-    out.sort_unstable_by_key(|overlap| overlap.slot);
+    let found = list.binary_search_by_key(&slot, slot_of);
+    *at = found.unwrap_or_else(|at| at);
+    found.ok().and_then(|at| list.get(at))
+}
+
+/// Members are numbered as workers come, mostly as slots are.
+fn in_order(out: &mut [Overlap]) {
+    if !out.is_sorted_by_key(|overlap| overlap.slot) {
+        out.sort_unstable_by_key(|overlap| overlap.slot);
+    }
+}
+
+/// A walk along a prompt, block after block, to the first that nobody holds.
+struct Walk<'p> {
+    prompt: &'p [SequenceHash],
+    /// The next block.
+    at: usize,
+    /// Blocks before this one have been asked for ahead.
+    warm: usize,
+}
+
+/// Blocks that are asked for ahead at first, so that a short overlap costs little,
+/// and at most.
+const AHEAD_MIN: usize = 4;
+const AHEAD_MAX: usize = 32;
+
+impl<'p> Walk<'p> {
+    fn new(prompt: &'p [SequenceHash]) -> Self {
+        Self { prompt, at: 0, warm: 1 }
+    }
+
+    /// Who holds the next block.
+    fn next(&mut self, index: &mut Index) -> Option<SetId> {
+        if self.at >= self.warm {
+            let ahead = self.at.clamp(AHEAD_MIN, AHEAD_MAX);
+            let end = self.prompt.len().min(self.at + ahead);
+            let hashes = self.prompt.get(self.at..end).unwrap_or_default();
+            index.warm(hashes.iter().copied());
+            self.warm = end;
+        }
+        let set = index.holders(*self.prompt.get(self.at)?)?;
+        self.at += 1;
+        Some(set)
+    }
+
+    /// Number of blocks before the last one that was found.
+    fn before(&self) -> u32 {
+        self.found().saturating_sub(1)
+    }
+
+    /// Number of blocks that were found.
+    fn found(&self) -> u32 {
+        // Prompts are below 2³² blocks.
+        u32::try_from(self.at).unwrap_or(u32::MAX)
+    }
+}
+
+/// Members that are compared at once.
+const LANES: usize = 8;
+
+/// Holders are looked for among the members if there are so many times fewer of them.
+const FEW: usize = 4;
+
+/// As [`keep_common`], by looking for each holder.
+fn keep_few(alive: &mut Vec<Member>, holders: &[Member], mut gone: impl FnMut(Member)) {
+    let (mut from, mut to) = (0, 0);
+    for holder in holders {
+        let rest = alive.get(from..).unwrap_or_default();
+        let found = rest.binary_search(holder);
+        let skipped = found.unwrap_or_else(|at| at);
+        rest.iter().take(skipped).for_each(|member| gone(*member));
+        from += skipped;
+        if found.is_ok() {
+            if let Some(place) = alive.get_mut(to) {
+                *place = *holder;
+            }
+            (from, to) = (from + 1, to + 1);
+        }
+    }
+    alive.iter().skip(from).for_each(|member| gone(*member));
+    alive.truncate(to);
+}
+
+/// Leaves the members that are among the holders, too; both ascend.
+fn keep_common(alive: &mut Vec<Member>, holders: &[Member], mut gone: impl FnMut(Member)) {
+    let (mut from, mut to, mut other) = (0, 0, 0);
+    if holders.len() * FEW < alive.len() {
+        return keep_few(alive, holders, gone);
+    }
+    while let Some(member) = alive.get(from).copied() {
+        // Mostly few are gone, so that long runs are equal.
+        let run = |all: &[Member], at: usize| all.get(at..at + LANES)?.first_chunk().copied();
+        let lanes: Option<[Member; LANES]> = run(alive, from);
+        if let Some(lanes) = lanes
+            && run(holders, other) == Some(lanes)
+        {
+            if let Some(place) = alive.get_mut(to..to + LANES) {
+                place.copy_from_slice(&lanes);
+            }
+            (from, to, other) = (from + LANES, to + LANES, other + LANES);
+            continue;
+        }
+        match holders.get(other) {
+            Some(holder) if *holder < member => other += 1,
+            Some(holder) if *holder == member => {
+                if let Some(place) = alive.get_mut(to) {
+                    *place = member;
+                }
+                (from, to, other) = (from + 1, to + 1, other + 1);
+            }
+            _ => {
+                gone(member);
+                from += 1;
+            }
+        }
+    }
+    alive.truncate(to);
 }
 
 /// Which workers have lower tiers, and under which slots.
@@ -144,10 +309,8 @@ pub fn tiered_overlaps(
         return overlaps(index, prompt, out);
     }
     out.clear();
-    let mut hashes = prompt.iter();
-    let Some(mut set) = hashes.next().and_then(|first| index.holders(*first)) else {
-        return;
-    };
+    let mut walk = Walk::new(prompt);
+    let Some(mut set) = walk.next(index) else { return };
     let slots = index.set_members(set).iter().filter_map(|member| index.slot_of(*member));
     let mut workers: Vec<WorkerSlot> = slots.map(|slot| tiers.worker_of(slot)).collect();
     workers.sort_unstable();
@@ -155,13 +318,11 @@ pub fn tiered_overlaps(
     let walkers = workers.into_iter().map(|worker| Walker::new(worker, tiers, index));
     let mut alive: Vec<Walker> = walkers.collect();
     let mut settle = |walker: &Walker| out.push(walker.overlap());
-    let mut blocks = 0;
-    alive.retain_mut(|walker| walker.go_on(index.set_members(set), blocks));
-    blocks += 1;
-    for hash in hashes {
-        let Some(next) = index.holders(*hash) else { break };
+    alive.retain_mut(|walker| walker.go_on(index.set_members(set), 0));
+    while let Some(next) = walk.next(index) {
         if next != set {
             let holders = index.set_members(next);
+            let blocks = walk.before();
             alive.retain_mut(|walker| {
                 let goes_on = walker.go_on(holders, blocks);
                 if !goes_on {
@@ -174,13 +335,13 @@ pub fn tiered_overlaps(
             }
             set = next;
         }
-        blocks += 1;
     }
+    let blocks = walk.found();
     for mut walker in alive {
         walker.go_on(&[], blocks);
         settle(&walker);
     }
-    out.sort_unstable_by_key(|overlap| overlap.slot);
+    in_order(out);
 }
 
 /// One worker on its way through a prompt.
@@ -380,6 +541,31 @@ mod tests {
                 .filter(|(_, overlap)| *overlap > 0)
                 .collect();
             assert_eq!(answer(&mut index, &[0, 1, 2, 3, 4, 5]), expected, "case {case:#o}");
+        }
+    }
+
+    /// Goal: members that are left are those in both lists, and all others are told,
+    /// in order, whichever way the lists are gone through.
+    /// Method: 4000 drawn pairs of lists, from alike to far apart in length, against
+    /// looking for each member.
+    #[test]
+    fn what_is_common_is_kept() {
+        for case in 0..4000_u64 {
+            let draw = |salt: u64, share: u64| -> Vec<Member> {
+                let is_in = |n: &u16| hash(case << 20 | salt << 16 | u64::from(*n)).0 % 64 < share;
+                (0..200).filter(is_in).map(Member).collect()
+            };
+            let alive = draw(0, case % 65);
+            let mut holders = draw(1, case / 65 % 65);
+            if case % 3 == 0 {
+                // Mostly the same, as along a prompt.
+                holders = alive.iter().copied().filter(|it| it.0 % 17 != 3).collect();
+            }
+            let (kept, lost): (Vec<Member>, Vec<Member>) =
+                alive.iter().partition(|member| holders.contains(member));
+            let (mut left, mut gone) = (alive, Vec::new());
+            keep_common(&mut left, &holders, |member| gone.push(member));
+            assert_eq!((left, gone), (kept, lost), "case {case}");
         }
     }
 

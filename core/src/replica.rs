@@ -229,7 +229,7 @@ impl Replica {
                 changed = self.apply_state(&frame);
                 self.advance(at, None);
             }
-            Kind::Delta => self.advance(at, Some(bytes)),
+            Kind::Delta => self.advance(at, Some(frame.body)),
             Kind::Resync => self.resync(at),
             Kind::Heartbeat => self.heartbeat(at),
             Kind::CacheUsage => match CacheUsages::decode(frame.body) {

@@ -40,6 +40,9 @@ pub mod expected_time;
 use crate::ids::WorkerSlot;
 use crate::settings::Settings;
 
+/// Whole numbers below this are exact as floating point: 2⁵³.
+const EXACT_MAX: u64 = 1 << 53;
+
 /// What is to be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PromptSize {
@@ -133,6 +136,8 @@ pub struct Formula {
     decay: f64,
     host_weight: f64,
     disk_weight: f64,
+    /// Of host and disk: nothing times it is nothing.
+    has_finite_weights: bool,
     shared_multiplier: f64,
     prefill_scale: f64,
     request_weight: f64,
@@ -164,6 +169,8 @@ impl Formula {
             decay: settings.overlap_score_credit_decay,
             host_weight: settings.host_cache_hit_weight,
             disk_weight: settings.disk_cache_hit_weight,
+            has_finite_weights: settings.host_cache_hit_weight.is_finite()
+                && settings.disk_cache_hit_weight.is_finite(),
             shared_multiplier: settings.shared_cache_multiplier,
             prefill_scale: settings.prefill_load_scale,
             request_weight: settings.decode_active_request_weight,
@@ -185,6 +192,11 @@ impl Formula {
     pub fn cached_tokens(&self, held: Held) -> u64 {
         if !self.uses_cache {
             return 0;
+        }
+        // Mostly nothing is held below the device: a whole number without rounding.
+        let tokens = u64::from(held.device) * u64::from(self.prompt.block_size);
+        if held.host == 0 && held.disk == 0 && self.has_finite_weights && tokens < EXACT_MAX {
+            return tokens;
         }
         let blocks = f64::from(held.device)
             + f64::from(held.host) * self.host_weight
@@ -256,10 +268,11 @@ impl Formula {
     }
 }
 
-/// Exact below 2⁵³ tokens or blocks.
+/// Exact below 2⁵³ tokens or blocks. As a signed number, since processors convert
+/// those in one step.
 #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
 fn float(count: u64) -> f64 {
-    count as f64
+    count.cast_signed() as f64
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 //! Blocks name a set by number. Equal sets have one number, so a run of blocks
 //! that the same workers hold is one comparison a block on the request path.
 
+use core::hash::BuildHasher as _;
+
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
 /// Bits of a set's number.
 pub(super) const SET_BITS: u32 = 22;
@@ -17,7 +19,7 @@ pub(crate) struct SetId(pub(super) u32);
 
 /// One incarnation of a worker, as sets know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Member(pub(super) u16);
+pub(crate) struct Member(pub(crate) u16);
 
 #[derive(Debug, Default)]
 struct Set {
@@ -36,17 +38,23 @@ struct Step {
     to: SetId,
 }
 
-/// The maps hash under a fixed seed: answers must not depend on a process's
+/// Members are hashed under a fixed seed: answers must not depend on a process's
 /// randomness, and members come from the sidecar, not from clients.
 #[derive(Debug, Default)]
 pub(super) struct Sets {
     /// By number minus one.
     sets: Vec<Set>,
-    numbers: HashMap<Box<[Member]>, SetId, FixedState>,
+    /// All numbers in use, by their members.
+    numbers: HashTable<SetId>,
     free: Vec<SetId>,
+    /// The number of each member's own set, while there is one.
+    singletons: Vec<Option<SetId>>,
     last_with: Option<Step>,
     last_without: Option<Step>,
-    last_singleton: Option<(Member, SetId)>,
+}
+
+fn hash_of(members: &[Member]) -> u64 {
+    FixedState::default().hash_one(members)
 }
 
 impl Sets {
@@ -68,13 +76,17 @@ impl Sets {
 
     /// The set of one member; `None` if every number is in use.
     pub(super) fn singleton(&mut self, member: Member) -> Option<SetId> {
-        if let Some((last, set)) = self.last_singleton
-            && last == member
-        {
-            return Some(set);
+        let at = usize::from(member.0);
+        if let Some(Some(set)) = self.singletons.get(at) {
+            return Some(*set);
         }
         let set = self.number(&[member])?;
-        self.last_singleton = Some((member, set));
+        if self.singletons.len() <= at {
+            self.singletons.resize(at + 1, None);
+        }
+        if let Some(place) = self.singletons.get_mut(at) {
+            *place = Some(set);
+        }
         Some(set)
     }
 
@@ -138,16 +150,24 @@ impl Sets {
             return;
         }
         let members = core::mem::take(&mut set.members);
-        self.numbers.remove(&members);
+        if let Ok(number) = self.numbers.find_entry(hash_of(&members), |number| *number == id) {
+            number.remove();
+        }
+        if let [member] = &*members
+            && let Some(single) = self.singletons.get_mut(usize::from(member.0))
+        {
+            *single = None;
+        }
         self.free.push(id);
         // A remembered step may lead to or from the number that is free now.
-        self.last_with = None;
-        self.last_without = None;
-        self.last_singleton = None;
+        let is_of = |step: &Step| step.from == id || step.to == id;
+        self.last_with = self.last_with.filter(|step| !is_of(step));
+        self.last_without = self.last_without.filter(|step| !is_of(step));
     }
 
     fn number(&mut self, members: &[Member]) -> Option<SetId> {
-        if let Some(id) = self.numbers.get(members) {
+        let hash = hash_of(members);
+        if let Some(id) = self.numbers.find(hash, |id| self.members(*id) == members) {
             return Some(*id);
         }
         let id = match self.free.pop() {
@@ -161,15 +181,21 @@ impl Sets {
         if let Some(set) = self.set_mut(id) {
             set.members = members.into();
         }
-        self.numbers.insert(members.into(), id);
+        let Self { sets, numbers, .. } = self;
+        let rehash = |id: &SetId| {
+            let set = (id.0 as usize).checked_sub(1).and_then(|at| sets.get(at));
+            hash_of(set.map_or(&[], |set| &set.members))
+        };
+        numbers.insert_unique(hash, id, rehash);
         Some(id)
     }
 
     pub(super) fn bytes(&self) -> usize {
         let lists: usize =
-            self.sets.iter().map(|set| set.members.len() * 2 * size_of::<Member>()).sum();
+            self.sets.iter().map(|set| set.members.len() * size_of::<Member>()).sum();
         self.sets.capacity() * size_of::<Set>()
-            + self.numbers.capacity() * size_of::<(Box<[Member]>, SetId)>()
+            + self.numbers.allocation_size()
+            + self.singletons.capacity() * size_of::<Option<SetId>>()
             + self.free.capacity() * size_of::<SetId>()
             + lists
     }

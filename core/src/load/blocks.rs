@@ -20,8 +20,12 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
+use super::active::OfWorker;
 use crate::ids::SequenceHash;
 use crate::limits::BOOKING_OUTPUT_BLOCKS_MAX;
+
+/// Blocks that are asked for at once.
+const BATCH: usize = 16;
 
 /// Number of an edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +113,14 @@ impl Blocks {
 
     /// Takes hold of a prompt's blocks and of `unshared` more behind them that
     /// have no hash.
-    pub(super) fn acquire(&mut self, prompt: &[SequenceHash], unshared: u32) -> Chain {
+    ///
+    /// - `active`: is told of the blocks that are listed from now on.
+    pub(super) fn acquire(
+        &mut self,
+        prompt: &[SequenceHash],
+        unshared: u32,
+        active: &mut OfWorker<'_>,
+    ) -> Chain {
         let (depth, found) = self.find(prompt);
         let at = found.map(|id| self.cut(id, depth, prompt));
         let end = u32::try_from(prompt.len()).unwrap_or(u32::MAX).saturating_add(unshared);
@@ -117,7 +128,7 @@ impl Blocks {
             let edge = Edge { parent: at, start: depth, end, children: 0, ending: 1, weight: 1.0 };
             self.prompts += edge.len();
             let id = self.insert(edge);
-            self.list(id, depth, prompt);
+            self.list(id, depth, prompt, active);
             if let Some(parent) = at.and_then(|at| self.edge_mut(at)) {
                 parent.children += 1;
             }
@@ -171,9 +182,16 @@ impl Blocks {
     }
 
     /// Lists a new edge's hashes, from `depth` to the end of the prompt.
-    fn list(&mut self, id: EdgeId, depth: u32, prompt: &[SequenceHash]) {
-        for (depth, hash) in (depth..).zip(part(prompt, depth, u32::MAX)) {
-            self.places.entry(*hash).or_insert(Place { edge: id, depth });
+    fn list(&mut self, id: EdgeId, depth: u32, prompt: &[SequenceHash], active: &mut OfWorker<'_>) {
+        let mut depths = depth..;
+        for batch in part(prompt, depth, u32::MAX).chunks(BATCH) {
+            active.warm(batch);
+            for (hash, depth) in batch.iter().zip(depths.by_ref()) {
+                if let Entry::Vacant(place) = self.places.entry(*hash) {
+                    place.insert(Place { edge: id, depth });
+                    active.add(*hash);
+                }
+            }
         }
     }
 
@@ -220,7 +238,13 @@ impl Blocks {
     /// Lets go of a booking's blocks.
     ///
     /// - `prompt`: as it was acquired.
-    pub(super) fn release(&mut self, chain: &Chain, prompt: &[SequenceHash]) {
+    /// - `active`: is told of the blocks that are listed no more.
+    pub(super) fn release(
+        &mut self,
+        chain: &Chain,
+        prompt: &[SequenceHash],
+        active: &mut OfWorker<'_>,
+    ) {
         for _ in 0..chain.outputs {
             self.outputs -= chain.output_weight;
         }
@@ -235,18 +259,28 @@ impl Blocks {
         while let Some(id) = at {
             let is_unheld = |edge: &Edge| edge.ending == 0 && edge.children == 0;
             let Some(edge) = self.edge(id).copied().filter(is_unheld) else { return };
-            self.remove(id, &edge, prompt);
+            self.remove(id, &edge, prompt, active);
             at = edge.parent;
         }
     }
 
-    fn remove(&mut self, id: EdgeId, edge: &Edge, prompt: &[SequenceHash]) {
+    fn remove(
+        &mut self,
+        id: EdgeId,
+        edge: &Edge,
+        prompt: &[SequenceHash],
+        active: &mut OfWorker<'_>,
+    ) {
         self.prompts -= edge.len() * edge.weight;
-        for hash in part(prompt, edge.start, edge.end) {
-            if let Entry::Occupied(place) = self.places.entry(*hash)
-                && place.get().edge == id
-            {
-                place.remove();
+        for batch in part(prompt, edge.start, edge.end).chunks(BATCH) {
+            active.warm(batch);
+            for hash in batch {
+                if let Entry::Occupied(place) = self.places.entry(*hash)
+                    && place.get().edge == id
+                {
+                    place.remove();
+                    active.remove(*hash);
+                }
             }
         }
         if let Some(parent) = edge.parent.and_then(|parent| self.edge_mut(parent)) {

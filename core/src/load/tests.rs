@@ -14,6 +14,14 @@ fn hashes(blocks: &[u64]) -> Vec<SequenceHash> {
     blocks.iter().map(|n| SequenceHash(*n)).collect()
 }
 
+fn active_blocks(loads: &Loads, slot: WorkerSlot, prompt: &[SequenceHash]) -> u32 {
+    loads.active_blocks(prompt).of(slot, &mut 0)
+}
+
+fn sharers(loads: &Loads, slot: WorkerSlot, prompt: &[SequenceHash]) -> u64 {
+    loads.sharers(slot, prompt, active_blocks(loads, slot, prompt))
+}
+
 #[test]
 fn a_shared_prefix_counts_once() {
     let mut loads = Loads::new();
@@ -23,10 +31,10 @@ fn a_shared_prefix_counts_once() {
     assert_eq!(loads.of(WorkerSlot(0)), load);
     assert_eq!(loads.additional_blocks(WorkerSlot(0), &hashes(&[1, 2, 7, 8])), 2);
     assert_eq!(loads.additional_blocks(WorkerSlot(1), &hashes(&[1, 2, 7, 8])), 4);
-    assert_eq!(loads.sharers(WorkerSlot(0), &hashes(&[1, 2, 7, 8])), 2);
-    assert_eq!(loads.sharers(WorkerSlot(0), &hashes(&[1, 2, 3, 8])), 1);
-    assert_eq!(loads.sharers(WorkerSlot(0), &hashes(&[7])), 0);
-    assert_eq!(loads.sharers(WorkerSlot(1), &hashes(&[1])), 0);
+    assert_eq!(sharers(&loads, WorkerSlot(0), &hashes(&[1, 2, 7, 8])), 2);
+    assert_eq!(sharers(&loads, WorkerSlot(0), &hashes(&[1, 2, 3, 8])), 1);
+    assert_eq!(sharers(&loads, WorkerSlot(0), &hashes(&[7])), 0);
+    assert_eq!(sharers(&loads, WorkerSlot(1), &hashes(&[1])), 0);
     loads.free(BookingId(1));
     let load = WorkerLoad { prefill_tokens: 20, active_blocks: 3, requests: 1 };
     assert_eq!(loads.of(WorkerSlot(0)), load);
@@ -329,12 +337,16 @@ proptest::proptest! {
                 let active = query.iter().take_while(|block| is_held(block)).count() as u64;
                 let additional = loads.additional_blocks(WorkerSlot(slot), &hashes(&query));
                 proptest::prop_assert_eq!(additional, 5 - active);
+                // Asked for all workers at once.
+                let at_once = active_blocks(&loads, WorkerSlot(slot), &hashes(&query));
+                proptest::prop_assert_eq!(u64::from(at_once), active);
             }
         }
         for id in 0..12 {
             loads.free(BookingId(id));
         }
         proptest::prop_assert_eq!((loads.slots.len(), loads.hashes), (0, 0));
+        proptest::prop_assert!(loads.active.is_empty());
     }
 
     /// Goal: blocks whose numbers say nothing about what is before them, as
@@ -355,5 +367,6 @@ proptest::proptest! {
         }
         let load = &loads.slots[&WorkerSlot(0)].blocks;
         proptest::prop_assert_eq!((load.listed(), load.weight()), (0, 0.0));
+        proptest::prop_assert!(loads.active.is_empty());
     }
 }

@@ -2,11 +2,10 @@
 
 use super::{Position, Replica};
 use crate::delta::Delta;
-use crate::frame::Frame;
 use crate::limits::PENDING_BYTES_MAX;
 
 impl Replica {
-    /// A log frame came through the ring. `delta`: its bytes, if it is one.
+    /// A log frame came through the ring. `delta`: its body, if it is one.
     pub(super) fn advance(&mut self, at: Position, delta: Option<&[u8]>) {
         let is_known = at.epoch == self.seen.epoch && at.sequence <= self.seen.sequence;
         if is_known {
@@ -41,15 +40,13 @@ impl Replica {
         if at.sequence <= live_at.sequence {
             return;
         }
-        if let Some(bytes) = delta {
-            let applied = Frame::decode(bytes)
-                .and_then(|frame| Delta::decode(frame.body))
-                .map(|delta| self.index.apply(&delta));
-            if applied.is_err() {
+        if let Some(body) = delta {
+            let Ok(delta) = Delta::decode(body) else {
                 self.counters.bad_frames += 1;
                 self.lose_index();
                 return;
-            }
+            };
+            self.index.apply(&delta);
         }
         self.live_at = Some(at);
     }

@@ -20,7 +20,7 @@ pub(super) struct Incoming {
     pub(super) index: Index,
     pub(super) blocks_expected: u64,
     /// Log frames that came through the ring meanwhile: where they stand, and
-    /// those that are deltas, encoded.
+    /// the bodies of those that are deltas.
     pub(super) pending: VecDeque<(Position, Option<Vec<u8>>)>,
     pub(super) pending_bytes: usize,
 }
@@ -45,13 +45,9 @@ impl Incoming {
         if at.sequence > reached.sequence + 1 {
             return Advance::Gap;
         }
-        if let Some(bytes) = delta {
-            let applied = Frame::decode(bytes)
-                .and_then(|frame| Delta::decode(frame.body))
-                .map(|delta| self.index.apply(&delta));
-            if applied.is_err() {
-                return Advance::Damaged;
-            }
+        if let Some(body) = delta {
+            let Ok(delta) = Delta::decode(body) else { return Advance::Damaged };
+            self.index.apply(&delta);
         }
         self.at = Some(at);
         Advance::Done

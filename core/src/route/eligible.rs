@@ -56,8 +56,15 @@ impl<'a> Eligibility<'a> {
             return Ok(Eligible { workers: vec![worker], adapter_unheld: unheld, is_pinned: true });
         }
         let mut workers = pool.to_vec();
-        self.keep(&mut workers, |worker| self.is_allowed_host(worker), Unplaced::NoHosts)?;
-        self.keep(&mut workers, |worker| self.has_taints(worker), Unplaced::Unsatisfied)?;
+        if workers.is_empty() {
+            return Err(Unplaced::NoHosts);
+        }
+        if self.demands.hosts.is_some() {
+            self.keep(&mut workers, |worker| self.is_allowed_host(worker), Unplaced::NoHosts)?;
+        }
+        if !self.demands.required_taints.is_empty() {
+            self.keep(&mut workers, |worker| self.has_taints(worker), Unplaced::Unsatisfied)?;
+        }
         let adapter_unheld = narrow(&mut workers, self.holders);
         let overloaded = Overloaded::among(self, &workers);
         if let Some(bound) = self.bound
@@ -72,7 +79,9 @@ impl<'a> Eligibility<'a> {
                 };
             }
         }
-        self.keep(&mut workers, |worker| !overloaded.contains(worker), Unplaced::Overloaded)?;
+        if !overloaded.0.is_empty() {
+            self.keep(&mut workers, |worker| !overloaded.contains(worker), Unplaced::Overloaded)?;
+        }
         self.prefer_idle(&mut workers);
         self.check_queue(&workers)?;
         Ok(Eligible { workers, adapter_unheld, is_pinned: false })

@@ -74,9 +74,15 @@ impl<'r> Pools<'r> {
     /// - `model`: one that no card names may be meant for any worker, since the
     ///   engines know their own aliases.
     fn of(roster: &'r Roster, model: Option<u16>, enforce_disagg: bool) -> Result<Self, Unplaced> {
-        let of_model = |entry: &&RosterWorker| model.is_none_or(|model| entry.model == model);
-        let (mut prefill, mut serving): (Vec<_>, Vec<_>) =
-            roster.workers.iter().filter(of_model).partition(|entry| entry.role == Role::Prefill);
+        let mut serving: Vec<&RosterWorker> = Vec::with_capacity(roster.workers.len());
+        let mut prefill: Vec<&RosterWorker> = Vec::new();
+        for entry in roster.workers.iter().filter(|it| model.is_none_or(|model| it.model == model))
+        {
+            match entry.role {
+                Role::Prefill => prefill.push(entry),
+                Role::Aggregated | Role::Decode => serving.push(entry),
+            }
+        }
         let with_decode = sets(&serving, Role::Decode);
         prefill.retain(|entry| with_decode.binary_search(&set_of(entry)).is_ok());
         if enforce_disagg || !prefill.is_empty() {

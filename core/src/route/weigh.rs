@@ -3,7 +3,9 @@
 use super::Prepared;
 use super::eligible::{batch_tokens, scaled, share};
 use crate::choose::{Balance, Random, drawn, two_tier};
-use crate::overlap::Overlap;
+use crate::ids::WorkerSlot;
+use crate::load::ActiveBlocks;
+use crate::overlap::{Overlap, find_next};
 use crate::replica::Replica;
 use crate::roster::RosterWorker;
 use crate::score::expected_time::ExpectedTime;
@@ -61,9 +63,9 @@ impl Scale<'_> {
         random: &mut Random,
     ) -> Option<Weighed<'r>> {
         let formula = self.formula(phase);
-        let candidates: Vec<Candidate> =
-            workers.iter().map(|worker| self.candidate(worker, phase)).collect();
-        let at = match self.policy(phase) {
+        let policy = self.policy(phase);
+        let candidates = self.candidates(workers, phase, policy);
+        let at = match policy {
             SelectionPolicy::DynamoDefault => {
                 let costs: Vec<f64> = formula.costs(&candidates).collect();
                 drawn(&costs, self.settings.router_temperature, random)?
@@ -83,7 +85,8 @@ impl Scale<'_> {
             }
         };
         let worker = *workers.get(at)?;
-        let held = if formula.uses_cache() { self.held(worker) } else { Held::default() };
+        let held =
+            if formula.uses_cache() { self.held(worker.slot, &mut 0) } else { Held::default() };
         Some(Weighed { worker, held, prefill_tokens: formula.effective_tokens(held) })
     }
 
@@ -104,57 +107,71 @@ impl Scale<'_> {
         })
     }
 
-    fn candidate(&self, worker: &RosterWorker, phase: Phase) -> Candidate {
-        let load = self.replica.loads().of(worker.slot);
-        let preferred = &self.prepared.demands.preferred_taints;
-        let weights = preferred.iter().filter(|(taint, _)| worker.taints.contains(taint));
-        Candidate {
-            slot: worker.slot,
-            held: self.held(worker),
-            shared_blocks: 0,
-            prefill_tokens: load.prefill_tokens,
-            active_blocks: load.active_blocks,
-            additional_blocks: self.additional_blocks(worker, phase),
-            requests: load.requests,
-            sharers: self.sharers(worker, phase),
-            taint_factor: taint_factor(weights.map(|(_, weight)| *weight)),
-        }
+    fn candidates(
+        &self,
+        workers: &[&RosterWorker],
+        phase: Phase,
+        policy: SelectionPolicy,
+    ) -> Vec<Candidate> {
+        let Self { replica, prepared, .. } = self;
+        let counts_sharers =
+            matches!(policy, SelectionPolicy::ExpectedTime(_)) && phase == Phase::Aggregated;
+        let blocks = self.blocks_alone(phase);
+        let active = if blocks.is_none() || counts_sharers {
+            replica.loads().active_blocks(&prepared.hashes)
+        } else {
+            ActiveBlocks::default()
+        };
+        let preferred = &prepared.demands.preferred_taints;
+        let (mut at_held, mut at_active) = (0, 0);
+        let candidate = |worker: &&RosterWorker| {
+            let slot = worker.slot;
+            let load = replica.loads().of(slot);
+            let active = active.of(slot, &mut at_active);
+            let left = || (prepared.hashes.len() as u64).saturating_sub(u64::from(active));
+            let sharers = || replica.loads().sharers(slot, &prepared.hashes, active);
+            let weights = preferred.iter().filter(|(taint, _)| worker.taints.contains(taint));
+            Candidate {
+                slot,
+                held: self.held(slot, &mut at_held),
+                shared_blocks: 0,
+                prefill_tokens: load.prefill_tokens,
+                active_blocks: load.active_blocks,
+                additional_blocks: blocks.unwrap_or_else(left),
+                requests: load.requests,
+                sharers: if counts_sharers { sharers() } else { 0 },
+                taint_factor: match preferred.is_empty() {
+                    true => 1.0,
+                    false => taint_factor(weights.map(|(_, weight)| *weight)),
+                },
+            }
+        };
+        workers.iter().map(candidate).collect()
     }
 
-    /// Blocks of the prompt that the worker would hold for this request alone, as
-    /// far as they are booked.
-    fn additional_blocks(&self, worker: &RosterWorker, phase: Phase) -> u64 {
+    /// Blocks of the prompt that a worker would hold for this request alone, as far
+    /// as they are booked; `None` if those count that are not active on it yet.
+    fn blocks_alone(&self, phase: Phase) -> Option<u64> {
         let Settings { router_track_active_blocks, router_assume_kv_reuse, .. } = self.settings;
         match phase {
             // A prefill worker keeps no blocks for it.
-            Phase::Prefill => 0,
-            _ if !router_track_active_blocks => 0,
-            Phase::Aggregated if *router_assume_kv_reuse => {
-                self.replica.loads().additional_blocks(worker.slot, &self.prepared.hashes)
-            }
+            Phase::Prefill => Some(0),
+            _ if !router_track_active_blocks => Some(0),
+            Phase::Aggregated if *router_assume_kv_reuse => None,
             Phase::Aggregated | Phase::Decode | Phase::ConditionalDecode => {
-                u64::from(self.prepared.blocks())
+                Some(u64::from(self.prepared.blocks()))
             }
         }
     }
 
-    /// Requests that the worker computes or answers with the prompt's leading
-    /// blocks; none where that does not count.
-    fn sharers(&self, worker: &RosterWorker, phase: Phase) -> u64 {
-        match self.policy(phase) {
-            SelectionPolicy::ExpectedTime(_) if phase == Phase::Aggregated => {
-                self.replica.loads().sharers(worker.slot, &self.prepared.hashes)
-            }
-            _ => 0,
-        }
-    }
-
-    fn held(&self, worker: &RosterWorker) -> Held {
-        let found = self.held.binary_search_by_key(&worker.slot, |overlap| overlap.slot);
-        let Some(overlap) = found.ok().and_then(|at| self.held.get(at)) else {
-            return Held::default();
-        };
-        Held { device: overlap.blocks, host: overlap.host_blocks, disk: overlap.disk_blocks }
+    /// - `at`: see [`find_next`].
+    fn held(&self, slot: WorkerSlot, at: &mut usize) -> Held {
+        let found = find_next(&self.held, slot, at, |overlap| overlap.slot);
+        found.map_or(Held::default(), |it| Held {
+            device: it.blocks,
+            host: it.host_blocks,
+            disk: it.disk_blocks,
+        })
     }
 
     /// Whether a decode worker is to compute the prompt itself although there are
@@ -193,7 +210,7 @@ impl Scale<'_> {
     fn is_decode_busy(&self, decode: &Weighed<'_>, threshold: f64) -> bool {
         let worker = decode.worker;
         let active = self.replica.loads().of(worker.slot).active_blocks;
-        let additional = self.additional_blocks(worker, Phase::ConditionalDecode);
+        let additional = self.blocks_alone(Phase::ConditionalDecode).unwrap_or(0);
         // A partial last block counts, and so do blocks that are not booked.
         let prompt = self.prompt();
         let blocks = u64::from(prompt.tokens.div_ceil(prompt.block_size.max(1)));

@@ -93,7 +93,18 @@ impl Row {
 ///
 /// Whatever the file system says; also if a row is no number that JSON can tell.
 pub fn write_part(part: &str, rows: &[Row]) -> std::io::Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench/parts");
+    write_part_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), part, rows)
+}
+
+/// The same for a program of another package.
+///
+/// - `root`: the folder of the workspace.
+///
+/// # Errors
+///
+/// As [`write_part`].
+pub fn write_part_below(root: &Path, part: &str, rows: &[Row]) -> std::io::Result<PathBuf> {
+    let folder = root.join("target/bench/parts");
     std::fs::create_dir_all(&folder)?;
     let path = folder.join(format!("{part}.json"));
     std::fs::write(&path, encode(rows)?)?;
