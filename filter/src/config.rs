@@ -4,6 +4,7 @@
 //! configuration that is refused leaves the old one in force.
 
 use core::fmt;
+use core::ops::RangeInclusive;
 
 use warmpath_core::headers::{TENANT, steers_routing};
 use warmpath_core::json::{JsonError, JsonKind, RawJson};
@@ -153,6 +154,30 @@ impl<'a> RawConfig<'a> {
     }
 }
 
+impl RawConfig<'_> {
+    /// What is wrong with its numbers, in words.
+    fn out_of_range(&self) -> Vec<String> {
+        const MIB: u64 = 1024 * 1024;
+        let numbers = [
+            ("index_blocks_max", Some(self.index_blocks_max), 1_000..=40_000_000),
+            ("prefix_cache_bytes_max", Some(self.prefix_cache_bytes_max), 0..=256 * MIB),
+            ("body_bytes_max", Some(self.body_bytes_max), 1_024..=16 * MIB),
+            ("booking_expiry_ms", self.booking_expiry_ms, 1_000..=86_400_000),
+            ("feed_stale_ms", Some(self.feed_stale_ms), 500..=3_600_000),
+            ("readings_max", Some(self.readings_max), 1..=4_096),
+            ("reading_bytes_max", Some(self.reading_bytes_max), MIB..=128 * MIB),
+            ("reading_ms_max", Some(self.reading_ms_max), 10..=600_000),
+        ];
+        let wrong = numbers
+            .into_iter()
+            .filter(|(_, number, range)| number.is_some_and(|number| !range.contains(&number)));
+        let words = |(name, _, range): (&str, _, RangeInclusive<u64>)| {
+            format!("`{name}` must be {} to {}", range.start(), range.end())
+        };
+        wrong.map(words).collect()
+    }
+}
+
 /// What a member takes, in words.
 struct Takes(&'static str);
 
@@ -282,33 +307,9 @@ impl Config {
         } else {
             RawConfig::read(json).map_err(ConfigError::Malformed)?
         };
-        let mut wrong = Vec::new();
+        let mut wrong = raw.out_of_range();
         if raw.feed_cluster.is_empty() {
             wrong.push("`feed_cluster` must not be empty".to_owned());
-        }
-        if !(1_000..=40_000_000).contains(&raw.index_blocks_max) {
-            wrong.push("`index_blocks_max` must be 1000 to 40000000".to_owned());
-        }
-        if raw.prefix_cache_bytes_max > 256 * 1024 * 1024 {
-            wrong.push("`prefix_cache_bytes_max` must be 0 to 268435456".to_owned());
-        }
-        if !(1_024..=16 * 1024 * 1024).contains(&raw.body_bytes_max) {
-            wrong.push("`body_bytes_max` must be 1024 to 16777216".to_owned());
-        }
-        if raw.booking_expiry_ms.is_some_and(|ms| !(1_000..=86_400_000).contains(&ms)) {
-            wrong.push("`booking_expiry_ms` must be 1000 to 86400000".to_owned());
-        }
-        if !(500..=3_600_000).contains(&raw.feed_stale_ms) {
-            wrong.push("`feed_stale_ms` must be 500 to 3600000".to_owned());
-        }
-        if !(1..=4_096).contains(&raw.readings_max) {
-            wrong.push("`readings_max` must be 1 to 4096".to_owned());
-        }
-        if !(1024 * 1024..=128 * 1024 * 1024).contains(&raw.reading_bytes_max) {
-            wrong.push("`reading_bytes_max` must be 1048576 to 134217728".to_owned());
-        }
-        if !(10..=600_000).contains(&raw.reading_ms_max) {
-            wrong.push("`reading_ms_max` must be 10 to 600000".to_owned());
         }
         let cache_salt_header = raw.cache_salt_header.map(|name| name.to_ascii_lowercase());
         if cache_salt_header.as_deref().is_some_and(|name| !may_carry_salt(name)) {

@@ -57,11 +57,11 @@ fn room_made_beforehand_changes_no_answer() {
     const BLOCKS: u64 = 200_000;
     let (mut plain, mut roomy) = (Index::new(1_000_000), Index::new(1_000_000));
     let mut calls = 1;
-    while !roomy.reserve(BLOCKS as usize, 20_000) {
+    while !roomy.reserve(usize::try_from(BLOCKS).unwrap(), 20_000) {
         calls += 1;
     }
     assert!((10..=20).contains(&calls), "made in {calls} pieces");
-    assert!(roomy.reserve(BLOCKS as usize, 20_000), "nothing is left to do");
+    assert!(roomy.reserve(usize::try_from(BLOCKS).unwrap(), 20_000), "nothing is left to do");
     let bytes = roomy.bytes();
     for n in 0..BLOCKS {
         for index in [&mut plain, &mut roomy] {

@@ -73,7 +73,7 @@ impl Scene {
     }
 
     fn knows(worker: u16, prompt: u64) -> bool {
-        hash(FIRST + (prompt << 16 | u64::from(worker))).0 % 8 == 0
+        hash(FIRST + (prompt << 16 | u64::from(worker))).0.is_multiple_of(8)
     }
 
     /// How many blocks a worker holds.
@@ -88,7 +88,8 @@ impl Scene {
     fn booking(worker: u16, request: u64) -> Booking {
         let number = u64::from(worker) * REQUESTS + request;
         let drawn = hash(FIRST + number).0;
-        let prompt = if drawn % 8 == 0 { (drawn >> 8) % PROMPTS } else { PROMPTS + number };
+        let prompt =
+            if drawn.is_multiple_of(8) { (drawn >> 8) % PROMPTS } else { PROMPTS + number };
         Booking {
             prefill_tokens: (drawn >> 20) as u32 % 2000,
             blocks: hashes(prompt, PROMPT_BLOCKS - (drawn >> 40) % 64),
@@ -230,7 +231,7 @@ pub(crate) fn run(run: &Run<'_>) -> Vec<Figure> {
             Case::new(format!("select_{workers}"), count, || scene.borrow_mut().select_all()),
             Case::new(format!("select_{workers}_naive"), count, || {
                 let chosen = |(it, held)| u64::from(naive.choose(it, held));
-                prepared.iter().zip(&held).map(chosen).fold(0, |all, it| mix(all, it)) | 1
+                prepared.iter().zip(&held).map(chosen).fold(0, mix) | 1
             }),
             Case::new(format!("select_{workers}_overlap"), count, || {
                 scene.borrow_mut().overlaps_all()

@@ -5,6 +5,7 @@
 
 mod corpus;
 mod inputs;
+#[expect(unreachable_pub, reason = "it is public where it is at home")]
 #[path = "../../src/bench/rows.rs"]
 #[allow(dead_code, reason = "of this file only what one program needs is used")]
 mod rows;

@@ -238,6 +238,13 @@ async fn counts(stack: &Stack) -> Option<[u64; 3]> {
     Some([begun, ended, gauge(stack, "warmpath_decisions_total.reason.kv$").await?])
 }
 
+/// How much each has grown.
+fn grown(before: [u64; 3], after: [u64; 3]) -> [u64; 3] {
+    let mut grown = after;
+    grown.iter_mut().zip(before).for_each(|(after, before)| *after -= before);
+    grown
+}
+
 /// Clients that leave while their prompts are read leave nothing behind.
 async fn leavers(stack: &Stack, report: &mut Report) {
     let before = counts(stack).await.unwrap_or_default();
@@ -257,7 +264,7 @@ async fn leavers(stack: &Stack, report: &mut Report) {
         }
         sleep(POLL).await;
     }
-    let [begun, ended, by_cache] = [0, 1, 2].map(|at| after[at] - before[at]);
+    let [begun, ended, by_cache] = grown(before, after);
     report.check(
         "clients that leave while their prompts are read leave nothing behind",
         sent == LEAVERS && begun > by_cache && begun == ended && left == Some((0, 0)),
