@@ -20,6 +20,9 @@ const CLOCK_MASK: u64 = ((1 << CLOCK_BITS) - 1) << SET_BITS;
 const SET_MASK: u64 = (1 << SET_BITS) - 1;
 const FINGERPRINT_SHIFT: u32 = SET_BITS + CLOCK_BITS;
 const CAPACITY_MIN: usize = 16;
+/// How full a table may be, in tenths: a look-up of an absent block then probes 6
+/// places on average, and a block takes 11 to 14 bytes.
+const FULL_TENTHS: usize = 7;
 
 /// Bits of a fingerprint that are multiplied at a time when its home is computed.
 const HALF_BITS: u32 = FINGERPRINT_BITS / 2;
@@ -99,9 +102,7 @@ impl Shard {
     pub(super) fn insert(&mut self, at: usize, fingerprint: u64, set: SetId) {
         let entry = fingerprint << FINGERPRINT_SHIFT | CLOCK_ONE | u64::from(set.0);
         self.len += 1;
-        // At most seven tenths full: a look-up of an absent block then probes 6
-        // places on average, and a block takes 11 to 14 bytes.
-        if self.len * 10 > self.entries.len() * 7 {
+        if self.len * 10 > self.entries.len() * FULL_TENTHS {
             self.grow();
             self.place(entry);
         } else {
@@ -126,7 +127,7 @@ impl Shard {
         if self.len > 0 || blocks < CAPACITY_MIN {
             return 0;
         }
-        self.entries = vec![0; blocks / 4 * 5 + CAPACITY_MIN];
+        self.entries = vec![0; blocks / FULL_TENTHS * 10 + CAPACITY_MIN];
         self.entries.len()
     }
 
