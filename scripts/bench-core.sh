@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 #
 # Measures the core's stages natively and in V8: `scripts/bench-core.sh [--quick]`.
+# With `prepare` it only builds what it needs, and fetches the tokenizers of five
+# families. Needs node.
 #
-# Writes target/bench/parts/core.json and target/bench/sizing.md. Needs node and
-# the tokenizers of five families, which it fetches.
+# Writes target/bench/parts/core.json and target/bench/sizing.md.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
+cd "$ROOT"
 
-scripts/fetch-tokenizer.sh all
-scripts/wasm-cargo.sh build --package warmpath-core-bench --lib --profile wasm
-exec cargo run --locked --release --package warmpath-core-bench --bin bench-core -- "$@"
+if [[ ${1:-} == prepare ]]; then
+  scripts/fetch-tokenizer.sh all
+  scripts/wasm-cargo.sh build --package warmpath-core-bench --lib --profile wasm
+  exec cargo build --release --workspace --bins --locked
+fi
+program=$(release_program bench-core)
+exec "$program" "$@"

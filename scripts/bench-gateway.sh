@@ -25,11 +25,5 @@ fi
 
 ENVOY=$(find_envoy) || { echo 'error: no Envoy; see: make doctor' >&2; exit 1; }
 export ENVOY
-executables=$(mktemp)
-trap 'rm -f "$executables"' EXIT
-cargo build --release --workspace --bins --locked \
-  --message-format=json-render-diagnostics >"$executables"
-program=$(sed -n 's|.*"executable":"\([^"]*/bench-gateway\)".*|\1|p' "$executables")
-[[ -n $program ]] || { echo 'error: the build gave no bench-gateway' >&2; exit 1; }
-rm -f "$executables"
+program=$(release_program bench-gateway)
 exec scripts/isolated.sh "$program" "$@"

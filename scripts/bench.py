@@ -70,9 +70,9 @@ class Part:
 
 ALL = [
     Part("gateway", 8, quick_minutes_max=2.5, prepares=True),
-    Part("core", 4),
-    Part("feed", 4),
-    Part("neighbour", 2),
+    Part("core", 4, prepares=True),
+    Part("feed", 4, prepares=True),
+    Part("neighbour", 2, prepares=True),
     Part("start", 2, prepares=True),
 ]
 

@@ -150,3 +150,18 @@ root_prefix() {
     return 1
   fi
 }
+
+# Builds the programs of the workspace for speed, and prints where one of them
+# ($1) is. All at once: chosen singly, the crates would get other feature sets and be
+# built twice.
+release_program() {
+  local program
+  program=$(cargo build --release --workspace --bins --locked \
+    --message-format=json-render-diagnostics |
+    sed -n 's|.*"executable":"\([^"]*/'"$1"'\)".*|\1|p')
+  if [[ -z $program ]]; then
+    echo "error: the build gave no $1" >&2
+    return 1
+  fi
+  echo "$program"
+}

@@ -277,6 +277,10 @@ pub const TOKENIZE_TOKENS_MAX: usize = PROMPT_BLOCKS_MAX * 16;
 /// interrupted and costs 0.1 to 0.4 us a byte, so this is about 3 ms.
 pub const PRETOKEN_BYTES_MAX: usize = 16 * 1024;
 
+/// Most places of a stretch whose normal form differs that are noted. Behind them
+/// there are no borders, so nothing of the stretch is cached.
+pub const NORMAL_FORM_CHANGES_MAX: usize = 16 * 1024;
+
 /// Most work for one prompt, in steps per byte of text: a step is one byte
 /// looked at by the pre-tokenizer or the added-token matcher. Ordinary text
 /// takes 1 to 2; only a pattern that looks far ahead again and again reaches

@@ -33,6 +33,7 @@ mod encode;
 mod file;
 mod key;
 mod merge;
+mod normal_form;
 mod normalize;
 mod perfect_hash;
 mod split;

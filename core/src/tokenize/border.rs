@@ -69,7 +69,9 @@ impl Engine {
         let start = progress.raw.start;
         let begun = matches!(progress.stage, Stage::FindNormalAdded | Stage::Pieces);
         let (at, mut seen) = if begun && progress.inner.start > 0 {
-            (start + progress.inner.start, self.seen_within(text, progress)?)
+            let inner = progress.inner.start;
+            let inner = progress.normal.as_ref().map_or(Some(inner), |form| form.raw_at(inner))?;
+            (start + inner, self.seen_within(text, progress)?)
         } else {
             (start, progress.seen)
         };
@@ -81,13 +83,13 @@ impl Engine {
     }
 
     /// What decided about the tokens of a stretch so far, in bytes of the text.
-    /// `None` if the stretch was changed by normalizing, if the end of the text
-    /// did, or if what follows may combine with it.
+    /// `None` if added tokens were searched for in a stretch that normalizing
+    /// changed, if the end of the text did, or if what follows may combine with it.
     fn seen_within(&self, text: &str, progress: &Progress) -> Option<usize> {
-        if progress.normal.is_some() {
+        let tables = self.layout.tables(self.file.as_bytes())?;
+        if progress.normal.is_some() && !tables.normal_added.edges.is_empty() {
             return None;
         }
-        let tables = self.layout.tables(self.file.as_bytes())?;
         let (start, end) = (progress.raw.start, progress.raw.end);
         let stretch = text.get(start..end)?.as_bytes();
         let normal_reach =

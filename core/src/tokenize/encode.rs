@@ -7,6 +7,7 @@
 use super::added::{self, FirstBytes, Match, Searched};
 use super::ascii::AsciiSplit;
 use super::file::{FLAG_NFC, Kind, Layout, Tables, Trie};
+use super::normal_form::NormalForm;
 use super::words::{self, BATCH, LOW_LINE, Words};
 use super::{EncodeError, normalize, split};
 use crate::ids::TokenId;
@@ -32,7 +33,7 @@ pub struct Progress {
     /// Tokens appended.
     pub(super) tokens: usize,
     /// Up to here the raw text was looked at to cut it, as far as the pieces
-    /// know. Not kept up to date while the stretch is changed by normalizing.
+    /// know.
     pub(super) seen: usize,
     /// Whether the end of the inner stretch had a part in cutting it.
     pub(super) seen_end: bool,
@@ -41,7 +42,7 @@ pub struct Progress {
     /// Raw text up to here is normalized.
     normalized_to: usize,
     /// The normal form of the stretch, if it differs from the stretch.
-    pub(super) normal: Option<String>,
+    pub(super) normal: Option<NormalForm>,
     /// The stretch between two added tokens of the normal form.
     pub(super) inner: Stretch,
 }
@@ -170,7 +171,7 @@ impl Progress {
     /// The stretch that pre-tokens are cut from.
     fn stretch<'a>(&'a self, text: &'a str) -> Result<&'a str, EncodeError> {
         match &self.normal {
-            Some(normal) => Ok(normal),
+            Some(normal) => Ok(normal.text()),
             None => text.get(self.raw.start..self.raw.end).ok_or(EncodeError::OtherText),
         }
     }
@@ -234,14 +235,13 @@ impl Run<'_> {
         let to = normalize::chunk_end(text, from).ok_or(EncodeError::PretokenTooLong)?;
         let chunk = text.get(from..to).ok_or(EncodeError::OtherText)?;
         if let Some(normal) = &mut progress.normal {
-            normalize::append_normal(chunk, normal);
+            normal.append(chunk);
         } else if !normalize::is_normal(chunk) {
             let before = text.get(start..from).ok_or(EncodeError::OtherText)?;
-            let mut normal = before.to_owned();
-            normalize::append_normal(chunk, &mut normal);
+            let mut normal = NormalForm::of(before);
+            normal.append(chunk);
             // It may have been normal after all.
-            let changed = normal.get(before.len()..) != Some(chunk);
-            progress.normal = changed.then_some(normal);
+            progress.normal = normal.is_changed().then_some(normal);
         }
         progress.steps += chunk.len() as u64 / NORMALIZE_SHARE + 1;
         progress.normalized_to = to;
@@ -291,9 +291,8 @@ impl Run<'_> {
                 break;
             }
         }
-        if progress.normal.is_none() {
-            progress.seen = progress.seen.max(progress.raw.start + seen);
-        }
+        let seen = progress.normal.as_ref().map_or(seen, |normal| normal.raw_to(seen));
+        progress.seen = progress.seen.max(progress.raw.start + seen);
         progress.seen_end = seen_end;
         progress.inner.start = at;
         progress.steps = steps;

@@ -74,12 +74,17 @@ pub(crate) fn is_normal(chunk: &str) -> bool {
         let (_, from) = rest.split_at(start);
         let end = from.find(is_easy).unwrap_or(from.len());
         let (hard, after) = from.split_at(end);
-        if !matches!(is_nfc_quick(hard.chars()), IsNormalized::Yes) {
+        if !is_certainly_normal(hard) {
             return false;
         }
         rest = after;
     }
     true
+}
+
+/// The quick check alone.
+pub(super) fn is_certainly_normal(text: &str) -> bool {
+    matches!(is_nfc_quick(text.chars()), IsNormalized::Yes)
 }
 
 /// Whether `character` is in Normalization Form C and no combining mark,

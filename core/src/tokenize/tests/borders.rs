@@ -110,6 +110,26 @@ fn borders_are_close() {
     assert_eq!(borders.last(), Some(&border));
 }
 
+/// Goal: a text that normalizing changes has borders, too, and they are some.
+/// Method: marks that combine, that are put in order, that stay, and a character
+/// that its normal form takes apart; every border against every tail.
+#[test]
+fn changed_texts_go_on_from_borders() {
+    let changed =
+        "Cafe\u{301} q\u{307}\u{323} x\u{301}y \u{958}\u{93e} \u{1100}\u{1161} \u{e9}\u{301} end. ";
+    let text = ["<|im_start|>user\n", &changed.repeat(3), "<|im_end|>\n"].concat();
+    let mut tokenizer = golden("qwen3").tokenizer();
+    let (borders, ids) = borders(&mut tokenizer, &text);
+    for border in &borders {
+        for tail in TAILS {
+            check(&mut tokenizer, &text, border, &ids, tail);
+        }
+    }
+    let within = 17..17 + 3 * changed.len();
+    let found = borders.iter().filter(|border| within.contains(&border.at)).count();
+    assert!(found > 15, "{found} borders of {}", borders.len());
+}
+
 /// Goal: a text that is not the one of the border is noticed if it can be.
 #[test]
 fn other_texts_do_not_resume() {
