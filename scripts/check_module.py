@@ -202,7 +202,7 @@ def check(data: bytes, code_bytes_max: int) -> list[tuple[bool, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("module", type=pathlib.Path)
-    parser.add_argument("--code-bytes-max", type=int, default=1_200_000)
+    parser.add_argument("--code-bytes-max", type=int, default=1_250_000)
     arguments = parser.parse_args()
 
     print(f"module {arguments.module}")
