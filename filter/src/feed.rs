@@ -10,21 +10,24 @@ use warmpath_core::card::BlobId;
 use warmpath_core::entry::Entry;
 use warmpath_core::frame::{Frame, Kind};
 use warmpath_core::lease;
-use warmpath_core::limits::{BLOB_PART_BYTES_MAX, FRAME_BODY_BYTES_MAX};
 use warmpath_core::replica::SnapshotProgress;
 use warmpath_core::shared::SharedData;
-use warmpath_core::shelf::{self, Place};
-use warmpath_core::tokenize::AlignedBytes;
-use warmpath_core::uplink::{BlobPart, FetchBlob, Hello, More, Purpose};
+use warmpath_core::uplink::{BlobPart, Hello, More, Purpose};
 
 use crate::host;
 use crate::limits::{
-    BLOB_CREDIT, LEASE_RENEW_MS, LEASE_TERM_MS, SAME_TURN_NS, SHELF_PARTS_PER_TICK, SHELF_RETRY_MS,
-    SNAPSHOT_CREDIT, STREAM_RETRY_MS, STREAM_SILENCE_MS, TURN_FEED_NS,
+    LEASE_RENEW_MS, LEASE_TERM_MS, SAME_TURN_NS, SNAPSHOT_CREDIT, STREAM_RETRY_MS,
+    STREAM_SILENCE_MS, TURN_FEED_NS,
 };
 use crate::metrics::Counter;
 use crate::uplink::Uplink;
 use crate::vm::{Vm, cards_key, roster_key, settings_key};
+
+mod blobs;
+mod message;
+
+use blobs::{Fetch, Loading};
+use message::{send, unwrap_message};
 
 const SERVICE: &str = "warmpath.feed.v1.Feed";
 const METHOD: &str = "Attach";
@@ -42,23 +45,6 @@ struct Follow {
     /// What this gateway books, once the sidecar has said that it wants to hear
     /// of it.
     uplink: Option<Uplink>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Fetch {
-    blob: BlobId,
-    place: Place,
-    /// The next byte that must come.
-    offset: u64,
-}
-
-/// A blob that this VM is copying off the shelf.
-#[derive(Debug)]
-struct Loading {
-    blob: BlobId,
-    place: Place,
-    file: AlignedBytes,
-    offset: u64,
 }
 
 /// The stream of a snapshot.
@@ -388,165 +374,6 @@ impl Vm {
         }
         self.metrics.add(Counter::FeedStreamsEnded, 1);
     }
-
-    /// Fetches the next tokenizer file that is not on the shelf.
-    fn drive_fetch(&mut self) {
-        let Some(follow) = &self.feed.follow else { return };
-        if follow.fetch.is_some() {
-            return;
-        }
-        let wanted = self.models.named_blobs();
-        let missing = wanted.iter().find(|blob| shelf::find(&self.store, **blob) == Ok(None));
-        let Some(blob) = missing.copied() else { return };
-        let Ok(Some(place)) = shelf::claim(&self.store, &wanted) else { return };
-        let fetch = FetchBlob { blob, offset: 0 };
-        let asked = send(follow.stream, Kind::FetchBlob, &fetch.encode())
-            && send(follow.stream, Kind::More, &More { parts: BLOB_CREDIT }.encode());
-        if asked && let Some(follow) = &mut self.feed.follow {
-            follow.fetch = Some(Fetch { blob, place, offset: 0 });
-        }
-    }
-
-    fn on_blob_part(&mut self, part: &BlobPart<'_>) {
-        let Some(follow) = &mut self.feed.follow else { return };
-        let stream = follow.stream;
-        let Some(fetch) = &mut follow.fetch else { return };
-        if part.blob != fetch.blob || part.offset != fetch.offset {
-            return;
-        }
-        if part.bytes.is_empty() {
-            // The sidecar has dropped it: other cards are on their way.
-            follow.fetch = None;
-            return;
-        }
-        let kept = shelf::put(&self.store, fetch.place, part.offset, part.bytes).is_ok();
-        fetch.offset += part.bytes.len() as u64;
-        if !kept {
-            follow.fetch = None;
-        } else if fetch.offset == fetch.blob.len {
-            let done = shelf::complete(&self.store, fetch.place, fetch.blob);
-            follow.fetch = None;
-            if done.is_err() {
-                self.metrics.add(Counter::HostRefused, 1);
-            }
-        } else {
-            send(stream, Kind::More, &More { parts: 1 }.encode());
-        }
-    }
-
-    /// Copies a tokenizer file off the shelf, a few parts a tick.
-    fn drive_loading(&mut self, now_ms: u64) {
-        if self.feed.loading.is_none() && now_ms >= self.feed.look_at_ms {
-            self.feed.look_at_ms = now_ms + SHELF_RETRY_MS;
-            self.begin_loading();
-        }
-        for _ in 0..SHELF_PARTS_PER_TICK {
-            let Some(loading) = &mut self.feed.loading else { return };
-            match load_part(&self.store, loading) {
-                Progress::More => {}
-                Progress::Raced => self.feed.loading = None,
-                Progress::Complete => {
-                    if let Some(loading) = self.feed.loading.take() {
-                        self.finish_loading(loading);
-                    }
-                }
-            }
-        }
-    }
-
-    fn begin_loading(&mut self) {
-        let Some(blob) = self.models.wanted_blob() else { return };
-        let Ok(Some(place)) = shelf::find(&self.store, blob) else { return };
-        let Ok(len) = usize::try_from(blob.len) else { return };
-        let file = AlignedBytes::zeroed(len);
-        self.feed.loading = Some(Loading { blob, place, file, offset: 0 });
-    }
-
-    fn finish_loading(&mut self, loading: Loading) {
-        let Loading { blob, file, .. } = loading;
-        if BlobId::of(file.as_bytes()) != blob {
-            // Overwritten while it was copied; look again.
-            return;
-        }
-        let started = host::monotonic_ns();
-        let is_loaded = self.models.load(blob, file);
-        let took_us = host::monotonic_ns().saturating_sub(started) / 1_000;
-        if is_loaded {
-            log::info!("warmpath: vm {} loaded a tokenizer in {took_us} us", self.number);
-        } else {
-            self.metrics.add(Counter::TokenizersRefused, 1);
-            log::error!("warmpath: a tokenizer file cannot be used; its model is routed by load");
-        }
-    }
-}
-
-enum Progress {
-    More,
-    Complete,
-    /// The place holds something else by now.
-    Raced,
-}
-
-fn load_part(store: &impl SharedData, loading: &mut Loading) -> Progress {
-    let Ok(Some(part)) = shelf::take(store, loading.place, loading.offset) else {
-        return Progress::Raced;
-    };
-    let rest = loading.blob.len - loading.offset;
-    let expected = rest.min(BLOB_PART_BYTES_MAX as u64);
-    let start = usize::try_from(loading.offset).unwrap_or(usize::MAX);
-    let target =
-        loading.file.as_bytes_mut().get_mut(start..).and_then(|file| file.get_mut(..part.len()));
-    match target {
-        Some(target) if part.len() as u64 == expected => target.copy_from_slice(&part),
-        _ => return Progress::Raced,
-    }
-    loading.offset += expected;
-    if loading.offset == loading.blob.len { Progress::Complete } else { Progress::More }
-}
-
-fn send(stream: u32, kind: Kind, body: &[u8]) -> bool {
-    let frame = Frame { kind, epoch: 0, sequence: 0, body }.encode();
-    host::send(stream, &wrap_message(&frame)).is_ok()
-}
-
-/// The feed's messages have one field, number 1, of bytes.
-const FIELD_FRAME: u8 = 1 << 3 | 2;
-
-/// Encodes the protobuf message that holds a frame.
-fn wrap_message(frame: &[u8]) -> Vec<u8> {
-    let mut message = vec![FIELD_FRAME];
-    let mut len = frame.len();
-    loop {
-        #[expect(clippy::cast_possible_truncation, reason = "7 bits")]
-        let low = (len & 0x7f) as u8;
-        len >>= 7;
-        if len == 0 {
-            message.push(low);
-            break;
-        }
-        message.push(low | 0x80);
-    }
-    message.extend_from_slice(frame);
-    message
-}
-
-/// The frame in a protobuf message; `None` if it is none of ours.
-fn unwrap_message(message: &[u8]) -> Option<&[u8]> {
-    let (field, mut rest) = message.split_first()?;
-    if *field != FIELD_FRAME {
-        return None;
-    }
-    let mut len = 0_usize;
-    for shift in [0, 7, 14, 21] {
-        let (byte, after) = rest.split_first()?;
-        rest = after;
-        len |= usize::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            let is_whole = len == rest.len() && len <= FRAME_BODY_BYTES_MAX + 64;
-            return is_whole.then_some(rest);
-        }
-    }
-    None
 }
 
 #[cfg(test)]
@@ -573,23 +400,5 @@ mod tests {
             assert_eq!(applied, 5, "half a millisecond's worth");
             now_ns += SAME_TURN_NS + 1;
         }
-    }
-
-    #[test]
-    fn messages_are_protobuf() {
-        assert_eq!(wrap_message(b"abc"), b"\x0a\x03abc");
-        assert_eq!(wrap_message(&[7; 300])[..3], *b"\x0a\xac\x02");
-        for len in [0, 1, 127, 128, 16_383, 16_384, 1_000_000] {
-            let frame = vec![9; len];
-            assert_eq!(unwrap_message(&wrap_message(&frame)), Some(frame.as_slice()));
-        }
-    }
-
-    #[test]
-    fn other_messages_are_refused() {
-        for message in [&b""[..], b"\x0a", b"\x0a\x05abc", b"\x0a\x02abc", b"\x12\x03abc"] {
-            assert_eq!(unwrap_message(message), None, "{message:?}");
-        }
-        assert_eq!(unwrap_message(b"\x0a\xff\xff\xff\xff\xff"), None);
     }
 }
