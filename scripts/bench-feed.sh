@@ -12,10 +12,4 @@ if [[ ${1:-} == prepare ]]; then
   scripts/build-module.sh hooks
   exec cargo build --release --workspace --bins --locked
 fi
-if ! ENVOY=$(find_envoy); then
-  echo 'error: no Envoy; see: make doctor' >&2
-  exit 1
-fi
-export ENVOY
-program=$(release_program bench-feed)
-exec "$program" "$@"
+exec_with_envoy bench-feed "$@"

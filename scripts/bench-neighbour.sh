@@ -11,10 +11,4 @@ if [[ ${1:-} == prepare ]]; then
   scripts/build-module.sh
   exec cargo build --release --workspace --bins --locked
 fi
-if ! ENVOY=$(find_envoy); then
-  echo 'error: no Envoy; see: make doctor' >&2
-  exit 1
-fi
-export ENVOY
-program=$(release_program bench-neighbour)
-exec "$program" "$@"
+exec_with_envoy bench-neighbour "$@"

@@ -165,3 +165,17 @@ release_program() {
   fi
   echo "$program"
 }
+
+# Becomes one of the programs of the workspace ($1, with the other arguments), built for
+# speed, with Envoy at hand.
+exec_with_envoy() {
+  local program name=$1
+  shift
+  if ! ENVOY=$(find_envoy); then
+    echo 'error: no Envoy; see: make doctor' >&2
+    return 1
+  fi
+  export ENVOY
+  program=$(release_program "$name") || return
+  exec "$program" "$@"
+}

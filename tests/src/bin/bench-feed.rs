@@ -5,7 +5,6 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::bench::feed::{self, Plan, USAGE};
 use warmpath_tests::stack::child;
 use warmpath_tests::stack::options::Options;
@@ -30,19 +29,8 @@ async fn main() -> ExitCode {
     // Dropping the work kills its children.
     let status = tokio::select! {
         status = feed::run(&plan, &options) => status,
-        () = asked_to_stop() => ExitCode::FAILURE,
+        () = child::asked_to_stop() => ExitCode::FAILURE,
     };
     child::reap().await;
     status
-}
-
-/// Ctrl-C or SIGTERM.
-async fn asked_to_stop() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
 }

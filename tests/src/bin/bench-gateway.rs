@@ -6,7 +6,6 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::bench::gateway::measure::Plan;
 use warmpath_tests::bench::gateway::run;
 use warmpath_tests::bench::gateway::targets::Target;
@@ -44,7 +43,7 @@ async fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
         },
-        () = asked_to_stop() => ExitCode::FAILURE,
+        () = child::asked_to_stop() => ExitCode::FAILURE,
     };
     child::reap().await;
     status
@@ -77,15 +76,4 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Plan, String> {
 fn fail(error: &dyn std::error::Error) -> ExitCode {
     let _shown = writeln!(std::io::stderr(), "bench-gateway: {error}");
     ExitCode::FAILURE
-}
-
-/// Ctrl-C or SIGTERM.
-async fn asked_to_stop() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
 }

@@ -6,7 +6,6 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::bench::neighbour;
 use warmpath_tests::stack::child;
 use warmpath_tests::stack::options::Options;
@@ -22,7 +21,7 @@ async fn main() -> ExitCode {
     // Dropping the work kills its children.
     let result = tokio::select! {
         result = neighbour::run(options) => result,
-        () = asked_to_stop() => Err("stopped".to_owned()),
+        () = child::asked_to_stop() => Err("stopped".to_owned()),
     };
     child::reap().await;
     match result {
@@ -35,15 +34,4 @@ fn fail(words: &str) -> ExitCode {
     // Nobody to tell if standard error is closed.
     let _shown = writeln!(std::io::stderr(), "bench-neighbour: {words}");
     ExitCode::FAILURE
-}
-
-/// Ctrl-C or SIGTERM.
-async fn asked_to_stop() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
 }

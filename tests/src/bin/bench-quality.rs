@@ -6,7 +6,6 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::engine::model::Model;
 use warmpath_tests::quality::bench::{self, Plan, PlanError, USAGE};
 use warmpath_tests::stack::child;
@@ -40,7 +39,7 @@ async fn main() -> ExitCode {
     // Dropping the work kills its children.
     let status = tokio::select! {
         status = bench::run(&plan, &options, &model) => status,
-        () = asked_to_stop() => ExitCode::FAILURE,
+        () = child::asked_to_stop() => ExitCode::FAILURE,
     };
     child::reap().await;
     status
@@ -49,15 +48,4 @@ async fn main() -> ExitCode {
 fn fail(error: &dyn std::error::Error) -> ExitCode {
     let _shown = writeln!(std::io::stderr(), "bench-quality: {error}");
     ExitCode::FAILURE
-}
-
-/// Ctrl-C or SIGTERM.
-async fn asked_to_stop() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
 }

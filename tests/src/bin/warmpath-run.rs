@@ -7,7 +7,6 @@ use std::io::Write;
 use std::pin::Pin;
 use std::process::ExitCode;
 
-use tokio::signal::unix::{SignalKind, signal};
 use warmpath_tests::bookings;
 use warmpath_tests::dynamo::interop;
 use warmpath_tests::fleet::changes;
@@ -40,7 +39,7 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let stop = std::pin::pin!(asked_to_stop());
+    let stop = std::pin::pin!(child::asked_to_stop());
     let status = match options.command {
         Command::Demo => demo::run(options, stop).await,
         Command::Smoke => bounded(smoke::run(options), stop).await,
@@ -62,16 +61,5 @@ async fn bounded(
     tokio::select! {
         status = work => status,
         () = stop => ExitCode::FAILURE,
-    }
-}
-
-/// Ctrl-C or SIGTERM.
-async fn asked_to_stop() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
     }
 }

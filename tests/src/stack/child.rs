@@ -20,6 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use super::limits::{LOG_TAIL_BYTES, POLL, STOP_WITHIN};
@@ -117,6 +118,17 @@ impl Child {
             // An error means that it is gone already.
             let _gone = kill(Pid::from_raw(id), signal);
         }
+    }
+}
+
+/// Returns when the program is asked to end: by Ctrl-C or SIGTERM.
+pub async fn asked_to_stop() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
     }
 }
 
