@@ -26,8 +26,10 @@ use std::borrow::Cow;
 use crate::limits::NAME_BYTES_MAX;
 
 mod scanner;
+mod write;
 
 pub use scanner::Scanner;
+pub use write::write_string;
 
 /// Why a text is not JSON that we read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -298,8 +298,8 @@ pub const TOKEN_IDS_MAX: u32 = 1 << 20;
 /// Longest added token, in bytes: the most that one look of the matcher reads.
 pub const ADDED_TOKEN_BYTES_MAX: usize = 1024;
 
-/// Words that are short (at most 22 bytes and 6 ids) and remembered, in
-/// entries of 48 bytes: 768 KiB.
+/// Words of several tokens that are short (at most 16 bytes and 7 ids) and
+/// remembered, in entries of 48 bytes: 768 KiB.
 pub const WORD_CACHE_SHORT_ENTRIES: usize = 16 * 1024;
 
 /// Words that are longer (at most 94 bytes and 24 ids) and remembered, in

@@ -112,7 +112,7 @@ struct Chain {
 struct Node {
     scope: Scope,
     parent: Option<u32>,
-    /// Goes up whenever the place is used anew.
+    /// No other use of any place has the same; 0 while nothing is in the place.
     generation: u32,
     /// Nodes that continue this one.
     children: u32,
@@ -156,6 +156,9 @@ pub struct PrefixCache {
     free: Vec<u32>,
     by_window: HashTable<u32>,
     leaves: Leaves,
+    /// Uses of places so far; goes on when everything is forgotten, so that no trail
+    /// of before fits a node of later.
+    generations: u32,
     lookups: u64,
     counters: PrefixCounters,
 }
@@ -173,7 +176,8 @@ impl PrefixCache {
     /// Changes how much is kept. What is too much by then is forgotten bit by bit.
     pub fn set_bytes_max(&mut self, bytes_max: usize) {
         if bytes_max == 0 {
-            *self = Self { counters: self.counters, ..Self::new(0, self.seed) };
+            let Self { counters, generations, lookups, .. } = *self;
+            *self = Self { counters, generations, lookups, ..Self::new(0, self.seed) };
         }
         self.bytes_max = bytes_max;
     }
@@ -370,11 +374,11 @@ impl PrefixCache {
             self.counters.refused += 1;
             return None;
         }
+        self.generations = self.generations.wrapping_add(1);
+        let node = Node { generation: self.generations, ..node };
         let index = match self.free.pop() {
             Some(index) => {
-                let slot = self.nodes.get_mut(index as usize)?;
-                let generation = slot.generation;
-                *slot = Node { generation, ..node };
+                *self.nodes.get_mut(index as usize)? = node;
                 index
             }
             None => {
@@ -445,7 +449,7 @@ impl PrefixCache {
         self.leaves.remove(&mut self.nodes, index);
         let Some(node) = self.nodes.get_mut(index as usize) else { return };
         let (key, parent, used_at, bytes) = (node.key, node.parent, node.used_at, node.bytes());
-        node.generation = node.generation.wrapping_add(1);
+        node.generation = 0;
         (node.text, node.tokens, node.chain) = (Box::default(), Box::default(), None);
         self.bytes = self.bytes.saturating_sub(bytes);
         if let Ok(entry) = self.by_window.find_entry(key, |other| *other == index) {

@@ -2,6 +2,7 @@
 
 use warmpath_core::demands::Refusal;
 use warmpath_core::headers::{DP_RANK, PREFILL_DP_RANK, PREFILL_WORKER, WORKER};
+use warmpath_core::json::write_string;
 use warmpath_core::reason::Reason;
 use warmpath_core::request::RequestError;
 use warmpath_core::route::{LegKind, Unplaced};
@@ -50,6 +51,12 @@ impl Answer {
     /// The body is longer than what is looked at, and may not pass unseen.
     pub(crate) fn body_too_long() -> Self {
         Self::new(413, Reason::BodyTooLarge.word(), "the request body is too long")
+    }
+
+    /// The body names a worker of the client's choosing, and the host does not let
+    /// it be edited.
+    pub(crate) fn body_kept() -> Self {
+        Self::new(500, Reason::Internal.word(), "the request body could not be edited")
     }
 
     /// The request has no worker.
@@ -130,15 +137,8 @@ impl Answer {
 
 /// A text as a JSON string.
 fn quoted(text: &str) -> String {
-    let mut json = String::from('"');
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => json.extend(['\\', character]),
-            '\0'..='\u{1f}' => json.push_str(&format!("\\u{:04x}", u32::from(character))),
-            _ => json.push(character),
-        }
-    }
-    json.push('"');
+    let mut json = String::new();
+    write_string(text, false, &mut json);
     json
 }
 

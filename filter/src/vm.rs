@@ -168,8 +168,6 @@ impl Vm {
         self.take_settings();
         // Streams belong to the root context that opened them, which ends.
         self.feed = Feed::default();
-        // Its ticks come at full pace at first.
-        self.pace = Pace::default();
         self.replica.abandon_snapshot();
     }
 

@@ -287,6 +287,26 @@ fn a_cache_that_is_switched_off_forgets_all() {
     assert_eq!(bench.cache.counters().lookups, 3);
 }
 
+/// Goal: a prompt that was being read when all was forgotten joins nothing that
+/// came in its place.
+#[test]
+fn a_trail_of_before_fits_no_node_of_later() {
+    let mut bench = Bench::new(1 << 20);
+    let (begun, new) = (words(1, 10_000), words(2, 10_000));
+    let old = [&begun, " ", &words(3, 5_000)].concat();
+    bench.read(SCOPE, SHAPE, &begun);
+    let (mut tokens, mut hashes) = (Vec::new(), Vec::new());
+    let mut trail = bench.cache.find(SCOPE, &old, SHAPE, &mut tokens, &mut hashes);
+    assert!(trail.border().at > 5_000);
+    bench.cache.set_bytes_max(0);
+    bench.cache.set_bytes_max(1 << 20);
+    bench.read(SCOPE, SHAPE, &new);
+    let nodes = bench.cache.nodes.len();
+    let last = borders(&old).pop().unwrap();
+    bench.cache.remember(&mut trail, &old, last, &encode(&old, SCOPE.tokenizer));
+    assert!(!trail.is_open() && bench.cache.nodes.len() == nodes);
+}
+
 /// Goal: a text that is longer than all room is remembered as far as it goes.
 #[test]
 fn long_texts_fill_the_room_and_no_more() {

@@ -10,6 +10,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 use super::value::is_printed_number;
+use crate::json::write_string;
 
 /// Python's `repr` of a float: `1e-07`, `1e+22`, `3.0`, `nan`, `-inf`.
 pub(super) fn float(value: f64) -> String {
@@ -200,7 +201,7 @@ fn write_json(
     out: &mut String,
 ) -> Result<(), Error> {
     if let Some(text) = value.as_str() {
-        write_json_string(text, style.ensure_ascii, out);
+        write_string(text, style.ensure_ascii, out);
         return Ok(());
     }
     if let Some(float_value) = as_float(value) {
@@ -255,7 +256,7 @@ fn write_json_dict(
             (None, ValueKind::Number) => as_float(&key).map_or_else(|| key.to_string(), json_float),
             _ => return Err(not_serializable()),
         };
-        write_json_string(&name, style.ensure_ascii, out);
+        write_string(&name, style.ensure_ascii, out);
         out.push_str(&style.key_separator);
         write_json(&value.get_item(&key)?, style, level + 1, out)?;
     }
@@ -294,32 +295,6 @@ fn json_float(value: f64) -> String {
     } else {
         float(value)
     }
-}
-
-fn write_json_string(text: &str, ensure_ascii: bool, out: &mut String) {
-    out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\0'..='\u{1f}' => {
-                let _ = write!(out, "\\u{:04x}", u32::from(character));
-            }
-            ' '..='~' => out.push(character),
-            _ if ensure_ascii => {
-                for unit in character.encode_utf16(&mut [0; 2]) {
-                    let _ = write!(out, "\\u{unit:04x}");
-                }
-            }
-            _ => out.push(character),
-        }
-    }
-    out.push('"');
 }
 
 fn not_serializable() -> Error {

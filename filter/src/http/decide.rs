@@ -227,8 +227,18 @@ impl Stream {
             // Nothing tells a frontend which worker is to serve it.
             let next = self.leave(Reason::NotOurPath);
             let seams = envelope.ok().map(|envelope| Seams::of(envelope.splice));
-            self.hand_over(endpoint, seams.as_ref(), &TokenText::default(), len, Some(body));
-            return Err(next);
+            return Err(
+                match self.hand_over(
+                    endpoint,
+                    seams.as_ref(),
+                    &TokenText::default(),
+                    len,
+                    Some(body),
+                ) {
+                    Ok(()) => next,
+                    Err(answered) => answered,
+                },
+            );
         }
         let nvext = request.as_ref().ok().and_then(|request| request.nvext.as_ref());
         let demands = match self.intake.demands(nvext) {
@@ -269,7 +279,10 @@ impl Stream {
         let next = self.place(&prepared).unwrap_or(Next::Continue);
         if next == Next::Continue {
             self.count_prediction(&prepared);
-            self.hand_over(endpoint, seams.as_ref(), &tokens, len, body);
+            return match self.hand_over(endpoint, seams.as_ref(), &tokens, len, body) {
+                Ok(()) => Next::Continue,
+                Err(answered) => answered,
+            };
         }
         next
     }
@@ -295,6 +308,11 @@ impl Stream {
     /// - `seams`: of a body that could be scanned.
     /// - `tokens`: of the prompt, if they are handed over.
     /// - `body`: if it is at hand.
+    ///
+    /// # Errors
+    ///
+    /// What to tell the host if the host refuses the new body, and the one that it
+    /// has names a worker of the client's choosing.
     fn hand_over(
         &mut self,
         endpoint: Endpoint,
@@ -302,32 +320,30 @@ impl Stream {
         tokens: &TokenText,
         len: usize,
         body: Option<Vec<u8>>,
-    ) {
+    ) -> Result<(), Next> {
         let names_in_body = self.config.mode == Mode::Body && endpoint.reads_nvext();
         if self.config.mode == Mode::Endpoint {
             self.name_workers_in_headers();
         }
-        let Some(seams) = seams else { return };
+        let Some(seams) = seams else { return Ok(()) };
         let choice = self.placed.as_ref().map(|placed| &placed.choice);
         let tokens = Some(tokens).filter(|tokens| choice.is_some() && !tokens.is_empty());
         let named = choice.filter(|_| names_in_body).map(Choice::handover);
         if named.is_none() && tokens.is_none() && seams.nvext.is_empty() {
-            return;
+            return Ok(());
         }
         let body = body.or_else(|| host::buffer(Buffer::RequestBody, 0, len));
         let text = body.as_deref().filter(|body| body.len() == len).map(core::str::from_utf8);
         let Some(Ok(text)) = text else {
-            vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
-            return;
+            return keep_body(seams);
         };
         let handover = Handover { token_text: tokens, ..named.unwrap_or_default() };
         let Ok(body) = hand_over(&seams.splice(text), &handover) else {
             vm::with(|vm| vm.metrics.add(Counter::NvextNotObject, 1));
-            return;
+            return Ok(());
         };
         if host::replace_buffer(Buffer::RequestBody, len, &body).is_err() {
-            vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
-            return;
+            return keep_body(seams);
         }
         // A length that does not fit the new body would leave the worker
         // waiting for the rest. In mode `body` it is removed already.
@@ -337,7 +353,15 @@ impl Stream {
                 vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
             }
         }
+        Ok(())
     }
+}
+
+/// The host does not let the body be edited. A frontend would obey what the client's
+/// own `nvext` says of workers, so a body that has one may not pass.
+fn keep_body(seams: &Seams) -> Result<(), Next> {
+    vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
+    if seams.nvext.is_empty() { Ok(()) } else { Err(Answer::body_kept().send()) }
 }
 
 impl Vm {

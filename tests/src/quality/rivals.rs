@@ -255,10 +255,9 @@ fn vllm(
     Ok(Running { address: local(port), children: vec![child], gateway: None })
 }
 
-/// Dynamo's frontend, and a worker of its kind before each engine.
-async fn dynamo(options: &Options, fleet: &Fleet, folder: &Path) -> Result<Running, StackError> {
-    let model = write_model(&options.model_dir, folder, POSITIONS_MAX)?;
-    let environment = [
+/// What Dynamo's programs are told: file discovery, everything on the loopback interface.
+pub fn dynamo_environment(folder: &Path) -> [(&'static str, String); 9] {
+    [
         ("DYN_DISCOVERY_BACKEND", "file".to_owned()),
         ("DYN_FILE_KV", folder.join("discovery").display().to_string()),
         ("DYN_REQUEST_PLANE", "tcp".to_owned()),
@@ -268,7 +267,13 @@ async fn dynamo(options: &Options, fleet: &Fleet, folder: &Path) -> Result<Runni
         ("DYN_TCP_RESPONSE_STREAM_HOST", "127.0.0.1".to_owned()),
         ("DYN_LOG", "warn".to_owned()),
         ("HF_HUB_OFFLINE", "1".to_owned()),
-    ];
+    ]
+}
+
+/// Dynamo's frontend, and a worker of its kind before each engine.
+async fn dynamo(options: &Options, fleet: &Fleet, folder: &Path) -> Result<Running, StackError> {
+    let model = write_model(&options.model_dir, folder, POSITIONS_MAX)?;
+    let environment = dynamo_environment(folder);
     let script = options.root.join("tests/quality/dynamo_worker.py").display().to_string();
     let mut children = Vec::new();
     for (at, ports) in fleet.ports.iter().enumerate() {

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use super::engines::{BLOCKS, Engines};
 use crate::bench::load::{Answer, Fault};
 use crate::dynamo::peers::write_model;
+use crate::quality::rivals::dynamo_environment;
 use crate::stack::child::Child;
 use crate::stack::envoy::{start_filled, with_places};
 use crate::stack::gateway::start_sidecar;
@@ -339,7 +340,7 @@ impl Starter<'_> {
             "dynamo",
             &self.options.python,
             &arguments,
-            &self.environment(),
+            &dynamo_environment(self.folder),
             folder,
         )?;
         Ok((local(port), vec![child]))
@@ -363,21 +364,13 @@ impl Starter<'_> {
         let mut arguments = vec!["-m".to_owned(), "dynamo.mocker".into()];
         arguments.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
         let python = &self.options.python;
-        Ok(Child::start_with("mockers", python, &arguments, &self.environment(), self.folder)?)
-    }
-
-    fn environment(&self) -> [(&'static str, String); 9] {
-        [
-            ("DYN_DISCOVERY_BACKEND", "file".to_owned()),
-            ("DYN_FILE_KV", self.folder.join("discovery").display().to_string()),
-            ("DYN_REQUEST_PLANE", "tcp".to_owned()),
-            ("DYN_EVENT_PLANE", "zmq".to_owned()),
-            ("DYN_EVENT_PLANE_HOST", "127.0.0.1".to_owned()),
-            ("DYN_TCP_RPC_HOST", "127.0.0.1".to_owned()),
-            ("DYN_TCP_RESPONSE_STREAM_HOST", "127.0.0.1".to_owned()),
-            ("DYN_LOG", "warn".to_owned()),
-            ("HF_HUB_OFFLINE", "1".to_owned()),
-        ]
+        Ok(Child::start_with(
+            "mockers",
+            python,
+            &arguments,
+            &dynamo_environment(self.folder),
+            self.folder,
+        )?)
     }
 }
 
