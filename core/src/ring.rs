@@ -6,16 +6,21 @@
 //!
 //! # How an entry is appended
 //!
-//! The slot behind the head is claimed by a conditional write of the *slot*,
-//! whose value begins with its sequence number; only then is the head advanced.
-//! So a loser can never overwrite a winner's entry, and if the winner dies
-//! between the two writes, whoever comes next advances the head for it.
+//! A slot's value begins with the sequence number of its entry. Number `n` goes
+//! into slot `n` modulo the slots, by a write on condition that the slot is as it
+//! was when its number was still smaller than `n`. So whoever loses cannot
+//! overwrite a winner's entry, and one that dies leaves nothing half done.
+//!
+//! Nothing says what the newest number is: the slot behind it says that there is
+//! nothing newer, and it has to be read anyway to write to it. Who has lost its
+//! place finds the newest by bisection, because a slot's number is at least `n`
+//! for every `n` that was appended, and smaller for every other.
 //!
 //! # Invariants
 //!
-//! 1. Every sequence number up to the head has exactly one entry, the same for
+//! 1. Every sequence number up to the newest has exactly one entry, the same for
 //!    every reader.
-//! 2. [`Ring::append_at`] succeeds for at most one caller per position: a VM
+//! 2. [`Ring::append_in`] succeeds for at most one caller per position: a VM
 //!    that decided on a stale state learns it before its decision counts.
 //! 3. Every loop is bounded; giving up is an error that the caller counts.
 
@@ -35,17 +40,23 @@ pub enum Read {
     Entry(Vec<u8>),
     /// The slot has been used again: the reader has lost its place.
     Overrun,
-    /// Nothing has this number yet.
-    NotYet,
+    /// Nothing has this number yet: it may be appended here.
+    NotYet(Free),
 }
 
-/// The head as it was read.
+/// A place that was free when it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// Number of the newest entry; 0 if there is none.
-    pub sequence: u64,
-    /// What a write of the head must name.
+pub struct Free {
+    sequence: u64,
     version: u32,
+}
+
+impl Free {
+    /// The number that an entry there will have.
+    #[must_use]
+    pub fn sequence(self) -> u64 {
+        self.sequence
+    }
 }
 
 /// What became of a conditional append.
@@ -102,9 +113,10 @@ impl Ring {
         self.slots
     }
 
-    fn head_key(&self) -> String {
+    /// There once all slots are.
+    fn ready_key(&self) -> String {
         let mut key = self.key();
-        key.push_str("head");
+        key.push_str("ready");
         key
     }
 
@@ -114,8 +126,8 @@ impl Ring {
         key
     }
 
-    /// What all keys begin with. Put together without `format!`: a request needs
-    /// a dozen keys.
+    /// What all keys begin with. Put together without `format!`: every request
+    /// needs some.
     fn key(&self) -> String {
         let mut key = String::with_capacity(KEY_BYTES);
         key.push_str(KEY_PREFIX);
@@ -133,113 +145,110 @@ impl Ring {
     ///
     /// [`Unavailable`].
     pub fn prepare(&self, store: &impl SharedData) -> Result<(), Unavailable> {
-        if store.get(&self.head_key())?.is_some() {
+        if store.get(&self.ready_key())?.is_some() {
             return Ok(());
         }
         for slot in 0..self.slots {
             store.set(&self.slot_key(slot), &0_u64.to_le_bytes(), None)?;
         }
-        // Last, so that whoever sees a head sees slots.
-        store.set(&self.head_key(), &0_u64.to_le_bytes(), None)?;
-        Ok(())
+        match store.set(&self.ready_key(), &[], None)? {
+            Write::Done | Write::Lost => Ok(()),
+        }
     }
 
     /// Number of the newest entry; 0 if there is none.
     ///
+    /// - `from`: an entry that was appended, or 0. The nearer, the fewer slots are
+    ///   looked at: about twice the binary logarithm of the distance.
+    ///
     /// # Errors
     ///
     /// [`Unavailable`], also before [`Ring::prepare`].
-    pub fn head(&self, store: &impl SharedData) -> Result<u64, Unavailable> {
-        self.read_head(store).map(|head| head.sequence)
+    pub fn newest(&self, store: &impl SharedData, from: u64) -> Result<u64, Unavailable> {
+        let (mut low, mut step) = (from, 1_u64);
+        let mut high = loop {
+            let probe = low.saturating_add(step);
+            if !self.has(store, probe)? {
+                break probe;
+            }
+            (low, step) = (probe, step.saturating_mul(2));
+        };
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if self.has(store, middle)? { low = middle } else { high = middle }
+        }
+        Ok(low)
     }
 
-    /// The head, to append behind.
-    ///
-    /// # Errors
-    ///
-    /// [`Unavailable`], also before [`Ring::prepare`].
-    pub fn read_head(&self, store: &impl SharedData) -> Result<Head, Unavailable> {
-        let Versioned { value, version } = store.get(&self.head_key())?.ok_or(Unavailable)?;
-        Ok(Head { sequence: numbered(&value).ok_or(Unavailable)?.0, version })
+    /// Whether an entry has, or had, the number.
+    fn has(&self, store: &impl SharedData, sequence: u64) -> Result<bool, Unavailable> {
+        let slot = store.get(&self.slot_key(sequence))?.ok_or(Unavailable)?;
+        Ok(numbered(&slot.value).ok_or(Unavailable)?.0 >= sequence)
     }
 
     /// The entry of a sequence number.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`].
+    /// [`Unavailable`], also before [`Ring::prepare`].
     pub fn read(&self, store: &impl SharedData, sequence: u64) -> Result<Read, Unavailable> {
-        let Versioned { value, .. } = store.get(&self.slot_key(sequence))?.ok_or(Unavailable)?;
+        let Versioned { value, version } =
+            store.get(&self.slot_key(sequence))?.ok_or(Unavailable)?;
         let (found, _) = numbered(&value).ok_or(Unavailable)?;
-        if found != sequence {
-            return Ok(if found > sequence { Read::Overrun } else { Read::NotYet });
+        if found < sequence {
+            return Ok(Read::NotYet(Free { sequence, version }));
+        }
+        if found > sequence {
+            return Ok(Read::Overrun);
         }
         let mut entry = value;
         entry.drain(..8);
         Ok(Read::Entry(entry))
     }
 
-    /// Appends right behind `position`, if nothing else stands there yet.
+    /// Appends in a place that was read as free, if it still is.
     ///
     /// # Errors
     ///
     /// [`Unavailable`].
-    pub fn append_at(
+    pub fn append_in(
         &self,
         store: &impl SharedData,
-        position: u64,
+        free: Free,
         entry: &[u8],
     ) -> Result<Append, Unavailable> {
-        let head = self.read_head(store)?;
-        if head.sequence != position {
-            return Ok(Append::Moved);
-        }
-        self.append_behind(store, head, entry)
-    }
-
-    /// Appends right behind a head that was read before, if it is still the
-    /// head. The claim of the slot decides, so an old one does no harm.
-    ///
-    /// # Errors
-    ///
-    /// [`Unavailable`].
-    pub fn append_behind(
-        &self,
-        store: &impl SharedData,
-        head: Head,
-        entry: &[u8],
-    ) -> Result<Append, Unavailable> {
-        let next = head.sequence + 1;
-        let key = self.slot_key(next);
-        let slot = store.get(&key)?.ok_or(Unavailable)?;
-        let (used_by, _) = numbered(&slot.value).ok_or(Unavailable)?;
-        if used_by >= next {
-            // Claimed, but the head has not followed yet: its owner is about
-            // to move it, or is gone. Moving it twice is harmless.
-            store.set(&self.head_key(), &next.to_le_bytes(), Some(head.version))?;
-            return Ok(Append::Moved);
-        }
         let mut value = Vec::with_capacity(8 + entry.len());
-        value.extend_from_slice(&next.to_le_bytes());
+        value.extend_from_slice(&free.sequence.to_le_bytes());
         value.extend_from_slice(entry);
-        if store.set(&key, &value, Some(slot.version))? == Write::Lost {
-            return Ok(Append::Moved);
+        match store.set(&self.slot_key(free.sequence), &value, Some(free.version))? {
+            Write::Done => Ok(Append::Done),
+            Write::Lost => Ok(Append::Moved),
         }
-        // Lost here means that somebody has moved the head for us.
-        store.set(&self.head_key(), &next.to_le_bytes(), Some(head.version))?;
-        Ok(Append::Done)
     }
 
-    /// Appends wherever the head is. Returns the entry's number.
+    /// Appends behind the newest entry. Returns the entry's number.
+    ///
+    /// - `after`: an entry that was appended, or 0; nearly the newest, or it takes
+    ///   longer.
     ///
     /// # Errors
     ///
     /// [`AppendError::Contended`] if others were faster every time.
-    pub fn append(&self, store: &impl SharedData, entry: &[u8]) -> Result<u64, AppendError> {
+    pub fn append(
+        &self,
+        store: &impl SharedData,
+        after: u64,
+        entry: &[u8],
+    ) -> Result<u64, AppendError> {
+        let mut next = after + 1;
         for _ in 0..RING_APPEND_ATTEMPTS_MAX {
-            let head = self.read_head(store)?;
-            if self.append_behind(store, head, entry)? == Append::Done {
-                return Ok(head.sequence + 1);
+            match self.read(store, next)? {
+                Read::NotYet(free) => {
+                    if self.append_in(store, free, entry)? == Append::Done {
+                        return Ok(next);
+                    }
+                }
+                Read::Entry(_) | Read::Overrun => next = self.newest(store, next)? + 1,
             }
         }
         Err(AppendError::Contended)
@@ -275,42 +284,68 @@ mod tests {
         (ring, store)
     }
 
+    /// Appends without knowing where.
+    fn append(ring: &Ring, store: &MemoryStore, entry: &[u8]) -> u64 {
+        ring.append(store, 0, entry).unwrap()
+    }
+
+    fn free(ring: &Ring, store: &MemoryStore, sequence: u64) -> Free {
+        match ring.read(store, sequence) {
+            Ok(Read::NotYet(free)) => free,
+            other => panic!("{sequence}: {other:?}"),
+        }
+    }
+
     #[test]
     fn entries_come_back_in_order() {
         let (ring, store) = ring(8);
         for n in 1..=5_u8 {
-            assert_eq!(ring.append(&store, &[n]), Ok(u64::from(n)));
+            assert_eq!(append(&ring, &store, &[n]), u64::from(n));
         }
         for n in 1..=5_u8 {
             assert_eq!(ring.read(&store, n.into()), Ok(Read::Entry(vec![n])));
         }
-        assert_eq!(ring.read(&store, 6), Ok(Read::NotYet));
-        assert_eq!(ring.head(&store), Ok(5));
+        assert_eq!(free(&ring, &store, 6).sequence(), 6);
     }
 
     #[test]
-    fn keys_are_as_older_modules_have_them() {
+    fn keys_are_as_other_modules_of_this_prefix_have_them() {
         let ring = Ring::default();
-        assert_eq!(ring.head_key(), format!("{KEY_PREFIX}/ring-{RING_SLOTS}/head"));
+        assert_eq!(ring.ready_key(), format!("{KEY_PREFIX}/ring-{RING_SLOTS}/ready"));
         for sequence in [0, 9, 10, 99, 4_095, 4_096, 1_000_007] {
             let slot = sequence % RING_SLOTS;
             assert_eq!(ring.slot_key(sequence), format!("{KEY_PREFIX}/ring-{RING_SLOTS}/{slot}"));
         }
     }
 
-    /// Goal: who appends behind a head of before, when the ring has gone round
-    /// meanwhile, gets no position and moves no head.
+    /// Goal: the newest entry is found from wherever a reader was, also from a
+    /// place that has been used again.
     #[test]
-    fn an_old_head_gets_no_position() {
+    fn the_newest_is_found_from_anywhere() {
+        for slots in [2, 3, 8] {
+            let (ring, store) = ring(slots);
+            for newest in 0..40 {
+                for from in 0..=newest {
+                    assert_eq!(ring.newest(&store, from), Ok(newest), "{slots} slots from {from}");
+                }
+                append(&ring, &store, b"entry");
+            }
+        }
+    }
+
+    /// Goal: who appends in a place of before, when the ring has gone round
+    /// meanwhile, gets none and overwrites nothing.
+    #[test]
+    fn an_old_place_is_no_place() {
         for others in 1..=9 {
             let (ring, store) = ring(4);
-            ring.append(&store, b"first").unwrap();
-            let old = ring.read_head(&store).unwrap();
+            append(&ring, &store, b"first");
+            let old = free(&ring, &store, 2);
             for _ in 0..others {
-                ring.append(&store, b"other").unwrap();
+                append(&ring, &store, b"other");
             }
-            assert_eq!(ring.append_behind(&store, old, b"late"), Ok(Append::Moved));
-            assert_eq!(ring.head(&store), Ok(1 + others));
+            assert_eq!(ring.append_in(&store, old, b"late"), Ok(Append::Moved));
+            assert_eq!(ring.newest(&store, 0), Ok(1 + others));
             assert_eq!(ring.read(&store, 1 + others), Ok(Read::Entry(b"other".to_vec())));
         }
     }
@@ -319,24 +354,25 @@ mod tests {
     fn a_reader_that_is_a_ring_behind_is_told() {
         let (ring, store) = ring(4);
         for n in 1..=6_u8 {
-            ring.append(&store, &[n]).unwrap();
+            append(&ring, &store, &[n]);
         }
         assert_eq!(ring.read(&store, 2), Ok(Read::Overrun));
         assert_eq!(ring.read(&store, 3), Ok(Read::Entry(vec![3])));
     }
 
     #[test]
-    fn only_one_append_gets_a_position() {
+    fn only_one_append_gets_a_place() {
         let (ring, store) = ring(4);
-        assert_eq!(ring.append_at(&store, 0, b"first"), Ok(Append::Done));
-        assert_eq!(ring.append_at(&store, 0, b"second"), Ok(Append::Moved));
+        let place = free(&ring, &store, 1);
+        assert_eq!(ring.append_in(&store, place, b"first"), Ok(Append::Done));
+        assert_eq!(ring.append_in(&store, place, b"second"), Ok(Append::Moved));
         assert_eq!(ring.read(&store, 1), Ok(Read::Entry(b"first".to_vec())));
     }
 
     #[test]
     fn preparing_again_keeps_the_entries() {
         let (ring, store) = ring(4);
-        ring.append(&store, b"entry").unwrap();
+        append(&ring, &store, b"entry");
         ring.prepare(&store).unwrap();
         assert_eq!(ring.read(&store, 1), Ok(Read::Entry(b"entry".to_vec())));
     }
@@ -344,21 +380,8 @@ mod tests {
     #[test]
     fn an_unprepared_ring_is_unavailable() {
         let (ring, store) = (Ring::with_slots(4), MemoryStore::default());
-        assert_eq!(ring.head(&store), Err(Unavailable));
-        assert_eq!(ring.append(&store, b"entry"), Err(AppendError::Unavailable));
-    }
-
-    /// Goal: a VM that dies between claiming a slot and moving the head blocks
-    /// nobody, and its entry stays.
-    #[test]
-    fn a_claim_whose_owner_died_is_completed_by_the_next() {
-        let (ring, store) = ring(4);
-        let mut claimed = 1_u64.to_le_bytes().to_vec();
-        claimed.extend_from_slice(b"dead");
-        store.set(&ring.slot_key(1), &claimed, None).unwrap();
-        assert_eq!(ring.append(&store, b"alive"), Ok(2));
-        assert_eq!(ring.read(&store, 1), Ok(Read::Entry(b"dead".to_vec())));
-        assert_eq!(ring.read(&store, 2), Ok(Read::Entry(b"alive".to_vec())));
+        assert_eq!(ring.newest(&store, 0), Err(Unavailable));
+        assert_eq!(ring.append(&store, 0, b"entry"), Err(AppendError::Unavailable));
     }
 
     /// A store in which somebody else acts right before the n-th call.
@@ -392,38 +415,38 @@ mod tests {
     /// Goal: no interleaving of two appends loses or doubles an entry.
     /// Method: one append of ours with one or several appends of another VM
     /// placed before each of its calls, on a ring just large enough, so that
-    /// slots are being used again.
+    /// slots are being used again; ours knows the newest entry, or an older one.
     #[test]
     fn no_interleaving_loses_an_entry() {
-        for before in 0..5_u64 {
-            for others in 1..=3_u64 {
-                for at in 1..=8 {
-                    let (ring, store) = ring(8);
-                    for _ in 0..before + 6 {
-                        ring.append(&store, b"old").unwrap();
-                    }
-                    let meddled = Meddled {
-                        store: &store,
-                        calls: core::cell::Cell::new(0),
-                        at,
-                        act: || {
-                            for _ in 0..others {
-                                ring.append(&store, b"other").unwrap();
-                            }
-                        },
-                    };
-                    let ours = ring.append(&meddled, b"ours").unwrap();
-                    let head = ring.head(&store).unwrap();
-                    let acted = meddled.calls.get() >= at;
-                    let expected = before + 7 + if acted { others } else { 0 };
-                    assert_eq!(head, expected, "before {before} others {others} at {at}");
-                    assert_eq!(ring.read(&store, ours), Ok(Read::Entry(b"ours".to_vec())));
-                    let seen = (before + 7..=head)
-                        .filter(|n| ring.read(&store, *n) == Ok(Read::Entry(b"other".to_vec())))
-                        .count() as u64;
-                    assert_eq!(seen, head - before - 7, "before {before} others {others} at {at}");
-                }
+        for (before, others, at, behind) in (0..5_u64)
+            .flat_map(|before| (1..=3_u64).map(move |others| (before, others)))
+            .flat_map(|(before, others)| (1..=8).map(move |at| (before, others, at)))
+            .flat_map(|(before, others, at)| [0, 1, 5].map(move |it| (before, others, at, it)))
+        {
+            let (ring, store) = ring(8);
+            for _ in 0..before + 6 {
+                append(&ring, &store, b"old");
             }
+            let meddled = Meddled {
+                store: &store,
+                calls: core::cell::Cell::new(0),
+                at,
+                act: || {
+                    for _ in 0..others {
+                        append(&ring, &store, b"other");
+                    }
+                },
+            };
+            let case = format!("before {before} others {others} at {at} behind {behind}");
+            let ours = ring.append(&meddled, before + 6 - behind, b"ours").unwrap();
+            let newest = ring.newest(&store, 0).unwrap();
+            let acted = meddled.calls.get() >= at;
+            assert_eq!(newest, before + 7 + if acted { others } else { 0 }, "{case}");
+            assert_eq!(ring.read(&store, ours), Ok(Read::Entry(b"ours".to_vec())), "{case}");
+            let seen = (before + 7..=newest)
+                .filter(|n| ring.read(&store, *n) == Ok(Read::Entry(b"other".to_vec())))
+                .count() as u64;
+            assert_eq!(seen, newest - before - 7, "{case}");
         }
     }
 
@@ -438,9 +461,15 @@ mod tests {
             for writer in 0..4_u32 {
                 let (ring, store) = (&ring, &store);
                 scope.spawn(move || {
+                    let mut last = 0;
                     for n in 0..EACH {
                         let entry = [writer.to_le_bytes(), n.to_le_bytes()].concat();
-                        while ring.append(store, &entry) == Err(AppendError::Contended) {}
+                        last = loop {
+                            match ring.append(store, last, &entry) {
+                                Ok(sequence) => break sequence,
+                                Err(error) => assert_eq!(error, AppendError::Contended),
+                            }
+                        };
                     }
                 });
             }

@@ -51,7 +51,7 @@ pub trait SharedData {
 /// Prefix of every key. Istio gives all its plugins one namespace, so keys name
 /// their owner; the number changes whenever the meaning of a key does, so that
 /// an old and a new module can run side by side during an upgrade.
-pub const KEY_PREFIX: &str = "warmpath/2";
+pub const KEY_PREFIX: &str = "warmpath/3";
 
 #[cfg(any(test, feature = "memory-store"))]
 pub mod memory {

@@ -317,7 +317,7 @@ impl Vm {
         let started_ns = host::monotonic_ns();
         let left_ns = self.feed.turn.left_ns(started_ns);
         let entry = Entry::Feed(bytes).encode();
-        let Ok(sequence) = self.ring.append(&self.store, &entry) else { return false };
+        let Ok(sequence) = self.append_anywhere(&entry) else { return false };
         if left_ns > 0 && sequence == self.position + 1 {
             self.position = sequence;
             self.apply(&entry, Some(host::monotonic_ns() / 1_000_000));

@@ -68,7 +68,7 @@ pub(crate) fn crash_if_asked() {
     }
 }
 
-/// Answers `GET /N` with the entries from number N on: the head, the number of
+/// Answers `GET /N` with the entries from number N on: the newest, the number of
 /// the first entry (u64 each), then each entry as its length (u32) and bytes. A
 /// first entry beyond N says that those before it are gone.
 struct RingReader;
@@ -91,12 +91,12 @@ impl HttpContext for RingReader {
 
 fn entries(from: u64) -> Option<Vec<u8>> {
     let (ring, store) = (Ring::default(), HostStore);
-    let head = ring.head(&store).ok()?;
-    let oldest = (head + 1).saturating_sub(ring.slots());
+    let newest = ring.newest(&store, 0).ok()?;
+    let oldest = (newest + 1).saturating_sub(ring.slots());
     let mut first = from.max(oldest).max(1);
     let mut found = Vec::new();
     let mut next = first;
-    while next <= head && next < first + ENTRIES_MAX {
+    while next <= newest && next < first + ENTRIES_MAX {
         match ring.read(&store, next).ok()? {
             Read::Entry(entry) => found.push(entry),
             // Used again meanwhile: what was found before has a gap behind it.
@@ -104,12 +104,12 @@ fn entries(from: u64) -> Option<Vec<u8>> {
                 found.clear();
                 first = next + 1;
             }
-            Read::NotYet => break,
+            Read::NotYet(_) => break,
         }
         next += 1;
     }
     let mut writer = Writer::new();
-    writer.u64(head);
+    writer.u64(newest);
     writer.u64(first);
     for entry in &found {
         writer.u32(u32::try_from(entry.len()).ok()?);

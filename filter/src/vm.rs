@@ -16,7 +16,7 @@ use warmpath_core::load::BookingId;
 use warmpath_core::models::Models;
 use warmpath_core::prefix::{PrefixCache, PrefixCounters};
 use warmpath_core::replica::{Changed, Counters, Position, Refused, Replica};
-use warmpath_core::ring::{Append, Head, Read, Ring};
+use warmpath_core::ring::{Append, AppendError, Free, Read, Ring};
 use warmpath_core::settings::{RouterSettings, Settings};
 use warmpath_core::shared::{KEY_PREFIX, SharedData, Unavailable, Write};
 
@@ -75,8 +75,8 @@ pub(crate) struct Vm {
     pub(crate) config: Config,
     pub(crate) store: HostStore,
     pub(crate) ring: Ring,
-    /// The head as it was last read.
-    head: Head,
+    /// The place behind the last entry, if it was free when it was last looked at.
+    free: Option<Free>,
     /// The last entry of the ring log that was applied.
     pub(crate) position: u64,
     /// Whether everything in the ring log has been applied once.
@@ -114,7 +114,7 @@ impl Vm {
         ring.prepare(&store)?;
         let number = next_number(&store)?;
         let gateway = gateway_name(&store, number)?;
-        let head = ring.read_head(&store)?;
+        let newest = ring.newest(&store, 0)?;
         let mut vm = Self {
             number,
             gateway,
@@ -122,9 +122,9 @@ impl Vm {
             config: config.clone(),
             store,
             ring,
-            head,
+            free: None,
             // From the oldest entry on: bookings that still run are among them.
-            position: head.sequence.saturating_sub(ring.slots() / 2),
+            position: newest.saturating_sub(ring.slots() / 2),
             caught_up: false,
             replica: Replica::new(config.index_blocks_max),
             models: Models::default(),
@@ -218,25 +218,27 @@ impl Vm {
     /// in any case: what comes meanwhile is left.
     pub(crate) fn catch_up(&mut self, mut may_apply: impl FnMut(&[u8]) -> bool) -> bool {
         let now_ms = host::monotonic_ns() / 1_000_000;
-        let Ok(head) = self.ring.read_head(&self.store) else {
-            self.metrics.add(Counter::HostRefused, 1);
-            return false;
-        };
-        self.head = head;
-        let head = head.sequence;
-        let mut applied = 0_u32;
-        while self.position < head {
+        self.free = None;
+        let mut applied = 0;
+        while applied < self.ring.slots() {
             match self.ring.read(&self.store, self.position + 1) {
+                Ok(Read::NotYet(free)) => {
+                    self.free = Some(free);
+                    break;
+                }
                 Ok(Read::Entry(entry)) if !may_apply(&entry) => break,
                 Ok(Read::Entry(entry)) => {
                     self.position += 1;
                     self.apply(&entry, Some(now_ms));
                 }
                 Ok(Read::Overrun) => {
+                    let Ok(newest) = self.ring.newest(&self.store, self.position) else {
+                        self.metrics.add(Counter::HostRefused, 1);
+                        break;
+                    };
                     self.replica.overrun();
-                    self.position = head.saturating_sub(self.ring.slots() / 2);
+                    self.position = newest.saturating_sub(self.ring.slots() / 2);
                 }
-                Ok(Read::NotYet) => break,
                 Err(Unavailable) => {
                     self.metrics.add(Counter::HostRefused, 1);
                     break;
@@ -244,10 +246,10 @@ impl Vm {
             }
             applied += 1;
         }
-        self.metrics.add(Counter::RingEntries, applied.into());
-        let caught_up = self.position >= head;
-        self.caught_up |= caught_up;
-        caught_up
+        self.metrics.add(Counter::RingEntries, applied);
+        let is_at_end = self.free.is_some();
+        self.caught_up |= is_at_end;
+        is_at_end
     }
 
     /// Whether a roster has ever come. Before that nothing is known of workers,
@@ -294,27 +296,39 @@ impl Vm {
     }
 
     /// Appends right behind what has been applied, if that was the end of the ring
-    /// log when [`catch_up`](Self::catch_up) last looked, and still is.
+    /// log when it was last looked at, and still is.
     ///
     /// # Errors
     ///
     /// [`Unavailable`].
-    pub(crate) fn append_here(&self, entry: &[u8]) -> Result<Append, Unavailable> {
-        if self.head.sequence == self.position {
-            return self.ring.append_behind(&self.store, self.head, entry);
+    pub(crate) fn append_here(&mut self, entry: &[u8]) -> Result<Append, Unavailable> {
+        match self.free.take() {
+            Some(free) => self.ring.append_in(&self.store, free, entry),
+            None => Ok(Append::Moved),
         }
-        self.ring.append_at(&self.store, self.position, entry)
     }
 
     /// Appends now. If nothing else came in between, the entry is applied at
     /// once and need not be read back.
     pub(crate) fn try_append(&mut self, entry: &[u8]) -> bool {
-        let Ok(sequence) = self.ring.append(&self.store, entry) else { return false };
+        let Ok(sequence) = self.append_anywhere(entry) else { return false };
         if sequence == self.position + 1 {
             self.position = sequence;
             self.apply(entry, Some(host::monotonic_ns() / 1_000_000));
         }
         true
+    }
+
+    /// Appends behind whatever has come. Returns the entry's number.
+    ///
+    /// # Errors
+    ///
+    /// [`AppendError`].
+    pub(crate) fn append_anywhere(&mut self, entry: &[u8]) -> Result<u64, AppendError> {
+        if self.append_here(entry)? == Append::Done {
+            return Ok(self.position + 1);
+        }
+        self.ring.append(&self.store, self.position, entry)
     }
 
     /// Applies an entry of the ring log, which every one is once.

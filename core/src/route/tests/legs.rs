@@ -200,18 +200,18 @@ fn both_bookings_are_replayed_and_freed() {
     let (mut here, mut there) = (live(workers()), live(workers()));
     let choice = choose(&mut here, &prompt());
     let (serving, computing) = (BookingId(10), BookingId(11));
-    let position = ring.head(&store).unwrap();
+    let Ok(Read::NotYet(free)) = ring.read(&store, 1) else { panic!("the ring is not empty") };
     let entry = choice.booked(&prompt(), serving, computing, 5).encode();
-    assert_eq!(ring.append_at(&store, position, &entry), Ok(Append::Done));
-    assert_eq!(ring.append_at(&store, position, &entry), Ok(Append::Moved), "one step for both");
+    assert_eq!(ring.append_in(&store, free, &entry), Ok(Append::Done));
+    assert_eq!(ring.append_in(&store, free, &entry), Ok(Append::Moved), "one step for both");
     for entry in [Entry::Freed(computing), Entry::Freed(serving), Entry::Freed(serving)] {
-        ring.append(&store, &entry.encode()).unwrap();
+        ring.append(&store, 1, &entry.encode()).unwrap();
     }
     let idle = WorkerLoad::default();
     let prefilling = WorkerLoad { prefill_tokens: 34, active_blocks: 0, requests: 1 };
     let decoding = WorkerLoad { prefill_tokens: 0, active_blocks: 8, requests: 1 };
     let expected = [(prefilling, decoding), (idle, decoding), (idle, idle), (idle, idle)];
-    for (sequence, (prefill, decode)) in (position + 1..).zip(expected) {
+    for (sequence, (prefill, decode)) in (1..).zip(expected) {
         let Ok(Read::Entry(entry)) = ring.read(&store, sequence) else {
             panic!("entry {sequence}")
         };
