@@ -61,6 +61,11 @@ impl Context for Root {
         }
     }
 
+    fn on_done(&mut self) -> bool {
+        vm::with(|vm| vm.metrics.tell());
+        true
+    }
+
     fn on_grpc_stream_close(&mut self, token_id: u32, status_code: u32) {
         if self.drives() {
             vm::with(|vm| vm.on_stream_end(token_id, status_code));
@@ -111,6 +116,9 @@ impl RootContext for Root {
         let _watch = hooks::Watch::start(hooks::Callback::Tick);
         let now_ms = host::monotonic_ns() / 1_000_000;
         vm::with(|vm| {
+            // Before the gauges: who sees that nothing is booked any more sees the
+            // counts of it as well.
+            vm.metrics.tell();
             let is_left = vm.tick(now_ms);
             vm.drive_feed(now_ms);
             let is_busy = is_left || vm.feed_is_busy();

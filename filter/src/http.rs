@@ -3,7 +3,7 @@
 //! ```text
 //! headers → strip → ours? → hold → body complete → decide → hand over → release
 //!                                   long prompt ↺ a slice at a time
-//! response: first chunk → prefill done;  end, reset or anything else → free
+//! response: first part of a stream → prefill done;  end, reset or anything else → free
 //! ```
 //!
 //! # Invariants
@@ -77,6 +77,8 @@ pub struct Stream {
     config: Rc<Config>,
     phase: Phase,
     intake: Intake,
+    /// Whether the answer may come in parts, so that its first one tells something.
+    streams: bool,
     response_began: bool,
     placed: Option<Placed>,
     reason: Option<Reason>,
@@ -98,6 +100,7 @@ impl Stream {
                 config,
                 phase: Phase::New,
                 intake: Intake::default(),
+                streams: true,
                 response_began: false,
                 placed: None,
                 reason: None,

@@ -121,7 +121,7 @@ pub(crate) const INLINE_SLICE_NS: u64 = 2_000_000;
 
 /// Time for which a turn reads on, in nanoseconds. Whoever comes meanwhile waits
 /// for so long, once or twice a request.
-pub(crate) const SLICE_NS: u64 = 1_500_000;
+pub(crate) const SLICE_NS: u64 = 2_500_000;
 
 /// Text that is read between two looks at the clock, in bytes: 0.1 to 0.3 ms.
 pub(crate) const SLICE_STEP_BYTES: usize = 4 * 1024;

@@ -4,6 +4,12 @@
 //! (`….reason.<word>`) that the bootstrap's `stats_tags` cut out. Values of all
 //! VMs of a process fall into one metric: counters add up, gauges show the VM
 //! that wrote last.
+//!
+//! A request counts a dozen things, and every call into the host costs as much as
+//! some of the stages of a decision. So counts are kept in the VM and handed over
+//! on ticks, together. What a VM that crashes has not handed over is lost.
+
+use core::cell::Cell;
 
 use warmpath_core::reason::Reason;
 
@@ -195,13 +201,33 @@ const HISTOGRAMS: [(Histogram, &str); 3] = [
     (Histogram::ReadingElapsed, "warmpath_reading_elapsed_us"),
 ];
 
+/// A counter of the host, and what it has not been told yet.
+#[derive(Debug)]
+struct Count {
+    id: u32,
+    untold: Cell<u64>,
+}
+
+impl Count {
+    fn add(&self, count: u64) {
+        self.untold.set(self.untold.get().saturating_add(count));
+    }
+
+    fn tell(&self) {
+        let count = self.untold.take();
+        if count > 0 {
+            host::increment_metric(self.id, i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}
+
 /// The numbers that the host gave to the metrics. One that it refused is left
 /// out; nothing fails for want of a metric.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    counters: Vec<(Counter, u32)>,
+    counters: Vec<(Counter, Count)>,
     gauges: Vec<(Gauge, u32)>,
-    decisions: Vec<(Reason, u32)>,
+    decisions: Vec<(Reason, Count)>,
     histograms: Vec<(Histogram, u32)>,
 }
 
@@ -210,10 +236,13 @@ impl Metrics {
     #[must_use]
     pub fn define() -> Self {
         let define = |kind, name: &str| host::define_metric(kind, name).ok();
+        let count = |name: &str| {
+            Some(Count { id: define(MetricKind::Counter, name)?, untold: Cell::new(0) })
+        };
         Self {
             counters: COUNTERS
                 .iter()
-                .filter_map(|(counter, name)| Some((*counter, define(MetricKind::Counter, name)?)))
+                .filter_map(|(counter, name)| Some((*counter, count(name)?)))
                 .collect(),
             gauges: GAUGES
                 .iter()
@@ -223,7 +252,7 @@ impl Metrics {
                 .iter()
                 .filter_map(|reason| {
                     let name = format!("warmpath_decisions_total.reason.{}", reason.word());
-                    Some((*reason, define(MetricKind::Counter, &name)?))
+                    Some((*reason, count(&name)?))
                 })
                 .collect(),
             histograms: HISTOGRAMS
@@ -235,25 +264,29 @@ impl Metrics {
 
     /// Adds to a counter.
     pub fn add(&self, counter: Counter, count: u64) {
-        if count == 0 {
-            return;
+        if let Some((_, known)) = self.counters.iter().find(|(known, _)| *known == counter) {
+            known.add(count);
         }
-        if let Some((_, id)) = self.counters.iter().find(|(known, _)| *known == counter) {
-            host::increment_metric(*id, i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a request under its one reason.
+    pub fn decided(&self, reason: Reason) {
+        if let Some((_, known)) = self.decisions.iter().find(|(known, _)| *known == reason) {
+            known.add(1);
         }
+    }
+
+    /// Tells the host what was counted since it was last told. To be called on
+    /// ticks, and before a VM ends.
+    pub fn tell(&self) {
+        self.counters.iter().for_each(|(_, count)| count.tell());
+        self.decisions.iter().for_each(|(_, count)| count.tell());
     }
 
     /// Sets a gauge.
     pub fn set(&self, gauge: Gauge, value: u64) {
         if let Some((_, id)) = self.gauges.iter().find(|(known, _)| *known == gauge) {
             host::record_metric(*id, value);
-        }
-    }
-
-    /// Counts a request under its one reason.
-    pub fn decided(&self, reason: Reason) {
-        if let Some((_, id)) = self.decisions.iter().find(|(known, _)| *known == reason) {
-            host::increment_metric(*id, 1);
         }
     }
 
@@ -268,6 +301,16 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_counted_is_told_once() {
+        let count = Count { id: 7, untold: Cell::new(0) };
+        count.add(2);
+        count.add(3);
+        assert_eq!(count.untold.get(), 5);
+        count.tell();
+        assert_eq!(count.untold.get(), 0);
+    }
 
     #[test]
     fn names_are_distinct() {

@@ -252,6 +252,7 @@ impl Stream {
         };
         let prompt = match &request {
             Ok(request) => {
+                self.streams = request.stream;
                 let salt = self.intake.trusted_salt.as_deref();
                 vm::with(|vm| vm.read(request, body.len(), salt, &demands))
                     .map(|reading| Prompt::Reading(Box::new(reading)))

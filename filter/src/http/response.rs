@@ -44,7 +44,8 @@ impl Stream {
     pub fn on_response_body(&mut self, len: usize, is_end: bool) {
         let Some(placed) = &mut self.placed else { return };
         if len > 0 {
-            if !core::mem::replace(&mut self.response_began, true) {
+            // An answer that comes at once ends as it begins: its end says all.
+            if self.streams && !core::mem::replace(&mut self.response_began, true) {
                 vm::with(|vm| vm.response_began(placed));
             }
             if let (Some(response), Some(chunk)) =

@@ -238,8 +238,11 @@ async fn judge(
             ledger.booked_twice
         ),
     );
-    let made = gateway.stat("warmpath_bookings_made_total").await;
-    let freed = gateway.stat("warmpath_bookings_freed_total").await;
+    // Counts are told on ticks.
+    let (_, made) =
+        gateway.until_stat("warmpath_bookings_made_total", ledger.booked, WATCHED).await;
+    let (_, freed) =
+        gateway.until_stat("warmpath_bookings_freed_total", ledger.freed, WATCHED).await;
     report.check(
         &format!("{name}: the filter counts the same"),
         made == Some(ledger.booked) && freed == Some(ledger.freed),

@@ -181,10 +181,11 @@ async fn hinted(stack: &Stack, gateway: &Variant, report: &mut Report) {
         codes.push((status, error.pointer("/error/code").cloned(), retry));
     }
     let expected = (Some(503), Some(Value::from("no_hosts")), Some(1));
-    let malformed = gateway.counter("warmpath_subset_malformed_total").await;
+    let entries = ENGINES as u64 + 1;
+    let malformed = gateway.counter("warmpath_subset_malformed_total", entries).await;
     report.check(
         "a subset hint without any worker: 503",
-        codes.iter().all(|code| *code == expected) && malformed == Some(ENGINES as u64 + 1),
+        codes.iter().all(|code| *code == expected) && malformed == Some(entries),
         format_args!("{codes:?}, {malformed:?} malformed entries counted"),
     );
 }

@@ -1,7 +1,7 @@
 //! Variant: another gateway in front of the same engines, with the same sidecar
 //! and a bootstrap that differs.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -15,6 +15,9 @@ use super::super::limits::{POLL_START, READY_WITHIN};
 /// The native filter that removes routing headers, and what comes after it.
 const STRIP: &str = "          # A client must not choose its worker.";
 const MODULE: &str = "          - name: warmpath\n";
+
+/// Longest time until a count that was made is told: many ticks.
+const COUNTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A running variant of `envoy.yaml`.
 pub(super) struct Variant {
@@ -100,11 +103,20 @@ impl Variant {
         local(self.port)
     }
 
-    /// A counter of the module's.
-    pub(super) async fn counter(&self, name: &str) -> Option<u64> {
-        let page = get(&local(self.admin), &format!("/stats?filter={name}")).await.ok()?;
-        let text = String::from_utf8_lossy(&page.body).into_owned();
-        text.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse().ok()).next()
+    /// A counter of the module's, which tells of its counts on ticks: once it has
+    /// reached `least`, or when that takes too long.
+    pub(super) async fn counter(&self, name: &str, least: u64) -> Option<u64> {
+        let deadline = Instant::now() + COUNTED_WITHIN;
+        loop {
+            let page = get(&local(self.admin), &format!("/stats?filter={name}")).await.ok()?;
+            let text = String::from_utf8_lossy(&page.body).into_owned();
+            let values = text.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse().ok());
+            let value = values.into_iter().next();
+            if value.is_some_and(|value: u64| value >= least) || Instant::now() > deadline {
+                return value;
+            }
+            sleep(POLL_START).await;
+        }
     }
 
     /// Stops it.
