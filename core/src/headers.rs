@@ -59,6 +59,23 @@ pub fn legacy_name(name: &str) -> Option<&'static str> {
     names.get(1).copied()
 }
 
+/// The property of a request in which a filter says what a header would, where it
+/// can no longer write headers: Envoy's filter state has it as `wasm.<name>`. `None`
+/// for a name by which no choice travels.
+#[must_use]
+pub fn property_name(name: &str) -> Option<&'static str> {
+    Some(match name {
+        DESTINATION => "warmpath_destination",
+        WORKER => "warmpath_worker",
+        DP_RANK => "warmpath_dp_rank",
+        PREFILL_WORKER => "warmpath_prefill_worker",
+        PREFILL_DP_RANK => "warmpath_prefill_dp_rank",
+        PREFILLER => "warmpath_prefiller",
+        ROUTING_MODE => "warmpath_routing_mode",
+        _ => return None,
+    })
+}
+
 /// Prefix of the response headers that say what was decided.
 pub const DEBUG_PREFIX: &str = "x-warmpath-";
 
@@ -158,6 +175,24 @@ mod tests {
         let pins: [&[&str]; 4] =
             [&WORKER_NAMES, &DP_RANK_NAMES, &PREFILL_WORKER_NAMES, &PREFILL_DP_RANK_NAMES];
         assert!(pins.concat().iter().all(|name| steers_routing(name)));
+    }
+
+    #[test]
+    fn what_names_a_choice_has_a_property_of_its_own() {
+        let names = [
+            DESTINATION,
+            WORKER,
+            DP_RANK,
+            PREFILL_WORKER,
+            PREFILL_DP_RANK,
+            PREFILLER,
+            ROUTING_MODE,
+        ];
+        let mut properties: Vec<&str> = names.iter().filter_map(|it| property_name(it)).collect();
+        properties.sort_unstable();
+        properties.dedup();
+        assert_eq!(properties.len(), names.len());
+        assert_eq!(property_name("x-dp-rank"), None);
     }
 
     #[test]

@@ -21,6 +21,11 @@ pub enum Mode {
     /// Headers go at once, the body names the worker in `nvext`. Works on any
     /// plugin settings, with Dynamo workers.
     Body,
+    /// Headers go at once, and Envoy's own `buffer` filter behind this one holds
+    /// them until the body is in. The choice is in properties of the request, from
+    /// which a `header_mutation` filter behind that writes the headers. For Envoy
+    /// before 1.35, which has no setting that `Endpoint` needs.
+    Buffer,
 }
 
 /// Whether bookings are ordered.
@@ -117,8 +122,11 @@ impl<'a> RawConfig<'a> {
     /// Sets a member. Fails if there is none of that name.
     fn set(&mut self, name: &str, value: RawJson<'a>) -> Result<Result<(), Takes>, String> {
         Ok(match name {
-            "mode" => word(value, &[("endpoint", Mode::Endpoint), ("body", Mode::Body)])
-                .map(|mode| self.mode = mode),
+            "mode" => {
+                let words =
+                    [("endpoint", Mode::Endpoint), ("body", Mode::Body), ("buffer", Mode::Buffer)];
+                word(value, &words).map(|mode| self.mode = mode)
+            }
             "booking_order" => {
                 let words = [("strict", BookingOrder::Strict), ("none", BookingOrder::None)];
                 word(value, &words).map(|order| self.booking_order = order)
@@ -193,8 +201,8 @@ fn text(value: RawJson<'_>) -> Result<String, Takes> {
     value.string().map(std::borrow::Cow::into_owned).ok_or(Takes("a string"))
 }
 
-/// One of two words.
-fn word<T: Copy>(value: RawJson<'_>, words: &[(&'static str, T); 2]) -> Result<T, Takes> {
+/// One of some words.
+fn word<T: Copy>(value: RawJson<'_>, words: &[(&'static str, T)]) -> Result<T, Takes> {
     let found = words.iter().find(|(word, _)| value.is_string(word));
     found.map(|(_, meant)| *meant).ok_or(Takes("one of the words that it takes"))
 }

@@ -17,7 +17,7 @@
 use core::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use warmpath_core::headers::legacy_name;
+use warmpath_core::headers::{legacy_name, property_name};
 use warmpath_core::reason::Reason;
 use warmpath_core::request::Endpoint;
 use warmpath_core::route::{Prepared, Unplaced};
@@ -141,8 +141,9 @@ impl Stream {
                 let next = stream.decide_by_load(Reason::WrongPairing, length.unwrap_or(0));
                 next.unwrap_or(Next::Continue)
             }
-            Mode::Body => {
-                // The spliced body is longer; without a length it goes chunked.
+            Mode::Body | Mode::Buffer => {
+                // The spliced body is longer; without a length it goes chunked, or
+                // the `buffer` filter sets the new one.
                 let _ = host::remove_header(Headers::Request, "content-length");
                 Next::Continue
             }
@@ -174,7 +175,7 @@ impl Stream {
 
     /// The body is longer than what is looked at, and had announced no length.
     fn give_up_long_body(&mut self, len: usize) -> Next {
-        if self.config.mode == Mode::Endpoint {
+        if self.config.mode != Mode::Body {
             return self.decide_by_load(Reason::BodyTooLarge, len).unwrap_or(Next::Continue);
         }
         // Its headers have gone, and a body that is not looked at may name a
@@ -225,16 +226,23 @@ impl Stream {
         }
     }
 
-    fn name_workers_in_headers(&self) {
+    /// Names the workers in headers, or in the properties that stand for them.
+    fn name_workers(&self) {
         let Some(placed) = &self.placed else { return };
+        let mut refused = 0;
         for (name, value) in placed.choice.headers(self.config.prefiller_header) {
+            if self.config.mode == Mode::Buffer {
+                let name = property_name(name).unwrap_or(name);
+                refused += u64::from(host::set_property(name, value.as_bytes()).is_err());
+                continue;
+            }
             let legacy = legacy_name(name).filter(|_| self.config.legacy_headers);
             for name in [name].into_iter().chain(legacy) {
-                if host::set_header(Headers::Request, name, &value).is_err() {
-                    vm::with(|vm| vm.metrics.add(Counter::HostRefused, 1));
-                }
+                let set = host::set_header(Headers::Request, name, &value);
+                refused += u64::from(set.is_err());
             }
         }
+        vm::with(|vm| vm.metrics.add(Counter::HostRefused, refused));
     }
 
     /// Routes a request that asks for no work, and that any worker can answer:
@@ -247,7 +255,7 @@ impl Stream {
         };
         let prepared = Prepared { demands, ..Prepared::by_load(Reason::ByLoadApi, None, 0) };
         match self.attempt(&prepared) {
-            Attempt::Placed => self.name_workers_in_headers(),
+            Attempt::Placed => self.name_workers(),
             Attempt::Unplaced(unplaced) => self.set_reason(unplaced.reason()),
             Attempt::Left(reason) => self.set_reason(reason),
         }
@@ -265,7 +273,7 @@ impl Stream {
         let prepared = Prepared { demands, ..Prepared::by_load(reason, None, len) };
         let next = self.place(&prepared);
         if next.is_none() {
-            self.name_workers_in_headers();
+            self.name_workers();
         }
         next
     }

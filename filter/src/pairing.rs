@@ -5,6 +5,10 @@
 //! every request would hang. No property tells; so until a VM has seen a body
 //! come, it watches the requests that it holds, lets go those that get none, and
 //! soon stops holding at all. It says so in the log and in metrics.
+//!
+//! Mode `buffer` needs two of Envoy's own filters behind the module. Nothing tells
+//! whether they are there, either; but an answer tells which worker gave it, and
+//! without them that is one that nobody named.
 
 use core::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -25,6 +29,8 @@ pub(crate) struct Pairing {
     /// Requests since then that were not held.
     passed: u32,
     held: Vec<Held>,
+    /// Answers in a row of workers that were not named.
+    unnamed: u32,
 }
 
 #[derive(Debug)]
@@ -49,6 +55,15 @@ impl Pairing {
         }
         self.passed = self.passed.wrapping_add(1);
         self.passed.is_multiple_of(PAIRING_PROBE_EVERY)
+    }
+
+    /// An answer has come. Returns whether it is time to say that something is
+    /// wrong.
+    ///
+    /// - `is_named`: whether it is of a worker that was named.
+    fn note_answer(&mut self, is_named: bool) -> bool {
+        self.unnamed = if is_named { 0 } else { self.unnamed.saturating_add(1) };
+        self.unnamed == PAIRING_FAILURES_MAX
     }
 
     /// Requests that have been held for too long.
@@ -83,6 +98,25 @@ pub(crate) fn may_hold(context: u32, stream: &Rc<RefCell<Stream>>) -> bool {
     may_hold.unwrap_or(false)
 }
 
+/// An answer has come in mode `buffer`.
+///
+/// - `named`: the addresses that were named, with commas between them.
+pub(crate) fn check_answer(named: &str) {
+    let Some(served) = host::property(&["upstream", "address"]) else { return };
+    let is_named = named.split(',').any(|named| named.trim().as_bytes() == served);
+    let is_wrong = vm::with(|vm| {
+        vm.metrics.add(Counter::PairingWrong, (!is_named).into());
+        vm.pairing.note_answer(is_named)
+    });
+    if is_wrong == Some(true) {
+        log::error!(
+            "warmpath: mode `buffer` needs the filters `buffer` and `header_mutation` behind the \
+             plugin, and a cluster that takes the host from a header; answers come from workers \
+             that were not named"
+        );
+    }
+}
+
 /// Lets go the requests that wait for a body that does not come; called on
 /// ticks.
 pub(crate) fn release_stuck(now_ms: u64) {
@@ -111,6 +145,17 @@ pub(crate) fn release_stuck(now_ms: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_of_others_are_told_of_once_in_a_row() {
+        let mut pairing = Pairing::default();
+        let told = |pairing: &mut Pairing, named: &[bool]| {
+            named.iter().filter(|is_named| pairing.note_answer(**is_named)).count()
+        };
+        assert_eq!(told(&mut pairing, &[false, false, true, false, false]), 0);
+        assert_eq!(told(&mut pairing, &[false; 20]), 1);
+        assert_eq!(told(&mut pairing, &[true, false, false, false]), 1);
+    }
 
     #[test]
     fn headers_are_held_until_it_fails_and_then_now_and_then() {

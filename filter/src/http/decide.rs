@@ -323,8 +323,8 @@ impl Stream {
         body: Option<Vec<u8>>,
     ) -> Result<(), Next> {
         let names_in_body = self.config.mode == Mode::Body && endpoint.reads_nvext();
-        if self.config.mode == Mode::Endpoint {
-            self.name_workers_in_headers();
+        if self.config.mode != Mode::Body {
+            self.name_workers();
         }
         let Some(seams) = seams else { return Ok(()) };
         let choice = self.placed.as_ref().map(|placed| &placed.choice);

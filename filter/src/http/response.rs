@@ -4,16 +4,22 @@ use warmpath_core::ids::Worker;
 use warmpath_core::usage::ResponseReader;
 
 use super::Stream;
+use crate::config::Mode;
 use crate::host::{self, Buffer, Headers};
 use crate::metrics::Counter;
+use crate::pairing;
 use crate::place::Placed;
 use crate::vm;
 
 impl Stream {
     /// The response's headers are here.
     pub fn on_response_headers(&mut self) {
-        if self.placed.is_some() {
+        if let Some(Placed { choice, .. }) = &self.placed {
             self.response = Some(ResponseReader::default());
+            let endpoint = &choice.serving.endpoint;
+            if self.config.mode == Mode::Buffer && !endpoint.is_empty() {
+                pairing::check_answer(endpoint);
+            }
         }
         if !self.config.debug_headers {
             return;

@@ -3,8 +3,8 @@
 //! Checks, in this order: every response, prediction against report, hit ratio
 //! against round robin, routing headers of clients, the sidecar's death under
 //! load, bad input, the APIs that are routed by load, named workers and allowed
-//! hosts, prefill and decode workers, mode `body`, that nothing is left behind, and
-//! long prompts.
+//! hosts, prefill and decode workers, modes `body` and `buffer`, that nothing is left
+//! behind, and long prompts.
 
 use std::process::ExitCode;
 
@@ -18,6 +18,7 @@ use super::report::{Report, line};
 mod apis;
 mod bad_input;
 mod body_mode;
+mod buffer_mode;
 mod long;
 mod pins;
 mod restart;
@@ -97,6 +98,7 @@ async fn checks(stack: &mut Stack, seed: u64, report: &mut Report) {
     pins::check(stack, report).await;
     roles::check(stack, seed, report).await;
     body_mode::check(stack, report).await;
+    buffer_mode::check(stack, seed, report).await;
     leftovers(stack, report).await;
 }
 

@@ -7,7 +7,8 @@ use warmpath_core::headers::STRIPPED;
 use super::*;
 use crate::stack::smoke::ROUTING_HEADERS;
 
-const FILES: [&str; 3] = ["envoy.yaml", "envoy-body.yaml", "envoy-round-robin.yaml"];
+const FILES: [&str; 4] =
+    ["envoy.yaml", "envoy-body.yaml", "envoy-buffer.yaml", "envoy-round-robin.yaml"];
 
 const NAMES: [&str; 9] = [
     "GATEWAY_ADDRESS",
@@ -75,7 +76,9 @@ fn removed(text: &str) -> Vec<String> {
 /// the module is down.
 #[test]
 fn every_bootstrap_removes_routing_headers() {
-    for file in ["envoy.yaml", "envoy-body.yaml", "istio/strip-routing-headers.yaml"] {
+    for file in
+        ["envoy.yaml", "envoy-body.yaml", "envoy-buffer.yaml", "istio/strip-routing-headers.yaml"]
+    {
         let names = removed(&template(file));
         let covers = |wanted: &str| {
             names.iter().any(|name| match name.strip_suffix('*') {

@@ -1,5 +1,5 @@
 //! Long prompts: held while they are read a slice at a time, and routed exactly
-//! all the same, however the body comes, in both modes; and nothing is left of
+//! all the same, however the body comes, in every mode; and nothing is left of
 //! those whose clients leave meanwhile.
 //!
 //! A stack of its own, whose engines are large enough to hold such prompts.
@@ -25,6 +25,7 @@ use super::super::options::Options;
 use super::super::position::{caught_up, gauge, stats};
 use super::super::report::Report;
 use super::body_mode::{Received, frontends, last, named, warm};
+use super::buffer_mode;
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -80,13 +81,20 @@ async fn checks(stack: &mut Stack, report: &mut Report) {
     if !warm(&body_gateway).await {
         return report.failure("mode `body` routes by cache", "not in time");
     }
+    let buffering = match buffer_mode::start(stack).await {
+        Ok(gateway) => gateway,
+        Err(error) => return report.failure("the gateway in mode `buffer` starts", error),
+    };
     for (at, bytes) in [300_000, 1_000_000].into_iter().enumerate() {
         for (way, number) in WAYS.into_iter().zip(0..) {
-            let text = text(bytes, at * 10 + number);
-            through_endpoint(stack, way, &text, report).await;
-            through_body(&body_gateway, way, &text, &received, report).await;
+            let own = text(bytes, at * 10 + number);
+            through_headers(stack, ("endpoint", &stack.gateway()), way, &own, report).await;
+            through_body(&body_gateway, way, &own, &received, report).await;
+            let own = text(bytes, 100 + at * 10 + number);
+            through_headers(stack, ("buffer", &buffering.address()), way, &own, report).await;
         }
     }
+    buffering.stop().await;
     leavers(stack, report).await;
 }
 
@@ -169,16 +177,24 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
 
 /// The prompt is routed by its cache the second time, to the engine that had it,
 /// and the prediction is what the engine reports.
-async fn through_endpoint(stack: &Stack, way: Way, text: &str, report: &mut Report) {
+///
+/// - `mode`, `gateway`: in which headers name the worker, and where it is.
+async fn through_headers(
+    stack: &Stack,
+    (mode, gateway): (&str, &str),
+    way: Way,
+    text: &str,
+    report: &mut Report,
+) {
     let body = Bytes::from(chat(text).to_string());
-    let first = send(&stack.gateway(), way, body.clone()).await;
+    let first = send(gateway, way, body.clone()).await;
     let known = caught_up(stack, CATCH_UP_WITHIN).await;
-    let second = send(&stack.gateway(), way, body).await;
+    let second = send(gateway, way, body).await;
     let cached = |answer: &Value| {
         answer.pointer("/usage/prompt_tokens_details/cached_tokens").and_then(Value::as_u64)
     };
     let (Some(first), Some(second)) = (first, second) else {
-        return report.failure("a long prompt is answered", format_args!("{way:?}, endpoint"));
+        return report.failure("a long prompt is answered", format_args!("{way:?}, {mode}"));
     };
     let told = |name: &str| [&first, &second].map(|(headers, _)| header(headers, name).to_owned());
     let reasons = told("x-warmpath-reason");
@@ -186,7 +202,7 @@ async fn through_endpoint(stack: &Stack, way: Way, text: &str, report: &mut Repo
     let predicted = header(&second.0, "x-warmpath-predicted-cached-tokens").parse().ok();
     let reported = cached(&second.1);
     report.check(
-        &format!("mode `endpoint`, {} bytes ({way:?}): by its cache", text.len()),
+        &format!("mode `{mode}`, {} bytes ({way:?}): by its cache", text.len()),
         reasons == ["kv", "kv"]
             && engines[0] == engines[1]
             && reported.is_some_and(|tokens| tokens > 10_000)

@@ -83,7 +83,7 @@ pub(super) struct Case {
 pub(super) async fn prepare(stack: &Stack, seed: u64) -> Result<Case, String> {
     let text = Numbers::new(seed ^ 0x5eed).text(PROMPT_WORDS);
     let chat = Chat { messages: vec![("user", text)], max_tokens: 1, stream: false };
-    let first = send(stack, &chat, &[]).await?;
+    let first = send(&stack.gateway(), &chat, &[]).await?;
     let home = first.engine().ok_or("no engine named itself")?.to_owned();
     let index = (0..ENGINES).find(|index| engine_name(*index) == home).unwrap_or(0);
     known(stack, index, CATCH_UP_WITHIN).await.map_err(|behind| format!("{behind:?}"))?;
@@ -97,9 +97,20 @@ pub(super) async fn check(
     when: &str,
     report: &mut Report,
 ) {
+    check_at(stack, &stack.gateway(), case, when, report).await;
+}
+
+/// The same through another gateway of the stack.
+pub(super) async fn check_at(
+    stack: &Stack,
+    gateway: &str,
+    case: Result<Case, String>,
+    when: &str,
+    report: &mut Report,
+) {
     let name = format!("a client cannot name its worker ({when})");
     let tried = match case {
-        Ok(case) => attempts(stack, &case).await,
+        Ok(case) => attempts(stack, gateway, &case).await,
         Err(error) => Err(error),
     };
     match tried {
@@ -126,9 +137,9 @@ struct Tried {
     foreign_connections: u64,
 }
 
-async fn attempts(stack: &Stack, case: &Case) -> Result<Tried, String> {
+async fn attempts(stack: &Stack, gateway: &str, case: &Case) -> Result<Tried, String> {
     // Without any header the prompt goes home, or the rest shows nothing.
-    let plain = send(stack, &case.chat, &[]).await?;
+    let plain = send(gateway, &case.chat, &[]).await?;
     if plain.engine() != Some(case.home.as_str()) || plain.cached_tokens == 0 {
         return Err(format!("not routed by cache: {:?}, not {}", plain.engine(), case.home));
     }
@@ -151,7 +162,7 @@ async fn attempts(stack: &Stack, case: &Case) -> Result<Tried, String> {
             // Once, and twice with the value in the second place.
             for headers in [&[(name, value)] as &[(&str, &str)], &[(name, "x"), (name, value)]] {
                 tried.sent += 1;
-                match send(stack, &case.chat, headers).await {
+                match send(gateway, &case.chat, headers).await {
                     Ok(answer) if answer.engine() == Some(case.home.as_str()) => {}
                     Ok(answer) => {
                         tried.obeyed.push(format!("{name}: {value}: {:?}", answer.engine()));
@@ -166,6 +177,6 @@ async fn attempts(stack: &Stack, case: &Case) -> Result<Tried, String> {
     Ok(tried)
 }
 
-async fn send(stack: &Stack, chat: &Chat, headers: &[(&str, &str)]) -> Result<Answer, String> {
-    chat.send(&stack.gateway(), MODEL, headers).await.map_err(|error| error.to_string())
+async fn send(gateway: &str, chat: &Chat, headers: &[(&str, &str)]) -> Result<Answer, String> {
+    chat.send(gateway, MODEL, headers).await.map_err(|error| error.to_string())
 }

@@ -19,7 +19,7 @@ const MODULE: &str = "          - name: warmpath\n";
 /// Longest time until a count that was made is told: many ticks.
 const COUNTED_WITHIN: Duration = Duration::from_secs(5);
 
-/// A running variant of `envoy.yaml`.
+/// A running variant of a bootstrap.
 pub(super) struct Variant {
     envoy: Child,
     port: u16,
@@ -43,10 +43,23 @@ impl Variant {
         front: &str,
         options: &str,
     ) -> Result<Self, StackError> {
-        let folder = tempfile::Builder::new().prefix("warmpath-variant-").tempdir()?;
         let template = std::fs::read_to_string(stack.options.envoy_config("envoy.yaml"))?;
         let template = edited(&template, front, options)
             .ok_or_else(|| StackError::Unfilled("place for the variant".into()))?;
+        Self::start_template(stack, name, &template).await
+    }
+
+    /// Starts a gateway with a bootstrap, and waits until it knows the workers.
+    ///
+    /// # Errors
+    ///
+    /// [`StackError`].
+    pub(super) async fn start_template(
+        stack: &Stack,
+        name: &str,
+        template: &str,
+    ) -> Result<Self, StackError> {
+        let folder = tempfile::Builder::new().prefix("warmpath-variant-").tempdir()?;
         let path = folder.path().join("template.yaml");
         std::fs::write(&path, template)?;
         let (port, admin) = (free_port()?, free_port()?);
@@ -117,6 +130,11 @@ impl Variant {
             }
             sleep(POLL_START).await;
         }
+    }
+
+    /// The end of its log.
+    pub(super) fn log(&self) -> String {
+        self.envoy.log_tail()
     }
 
     /// Stops it.
