@@ -9,4 +9,5 @@ pub mod engine;
 pub mod fleet;
 pub mod quality;
 pub mod replicas;
+pub mod spoof;
 pub mod stack;

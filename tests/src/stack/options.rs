@@ -11,6 +11,7 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   warmpath-run fleet         engines that come, go, die and trade places under load
   warmpath-run bookings      bookings under races, faults and crashes, in order and to the end
   warmpath-run replicas      two gateways of the same engines, with replica sync and without
+  warmpath-run spoof         clients that name a host of their choosing, in every mode and failure
   warmpath-run dynamo        real Dynamo workers and frontends instead of simulated engines
   warmpath-run baseline      engines behind plain Envoy, round robin: no module, no sidecar
 
@@ -45,6 +46,8 @@ pub enum Command {
     Bookings,
     /// Check whether two gateways agree.
     Replicas,
+    /// Check that clients cannot choose a host.
+    Spoof,
     /// Check the interplay with real Dynamo.
     Dynamo,
 }
@@ -125,6 +128,7 @@ impl Options {
                 "fleet" => command = Some(Command::Fleet),
                 "bookings" => command = Some(Command::Bookings),
                 "replicas" => command = Some(Command::Replicas),
+                "spoof" => command = Some(Command::Spoof),
                 "dynamo" => command = Some(Command::Dynamo),
                 "--model-dir" => model_dir = Some(PathBuf::from(value()?)),
                 "--wasm" => wasm = Some(PathBuf::from(value()?)),
@@ -185,7 +189,7 @@ impl Options {
             parts.push(("module (make wasm builds it)", self.wasm.clone()));
             parts.push(("sidecar", self.program("warmpath-sidecar")));
         }
-        if self.command == Command::Bookings {
+        if matches!(self.command, Command::Bookings | Command::Spoof) {
             let hooks = self.wasm.with_file_name("warmpath-hooks.wasm");
             parts.push(("module with hooks (make test-bookings builds it)", hooks));
         }

@@ -27,8 +27,7 @@ mod routing;
 mod spoof;
 mod variant;
 
-#[cfg(test)]
-pub(super) use spoof::NAMES as ROUTING_HEADERS;
+pub(crate) use spoof::NAMES as ROUTING_HEADERS;
 
 /// Engines of the smoke run: together they hold all sessions once, none holds
 /// them alone.

@@ -21,7 +21,7 @@ use super::super::report::Report;
 /// worker, in all generations; the lists of the Dynamo and endpoint-picker
 /// protocols and of other routers. Kept apart from the module's and Envoy's own
 /// lists on purpose.
-pub(in super::super) const NAMES: [&str; 42] = [
+pub(crate) const NAMES: [&str; 42] = [
     "x-gateway-destination-endpoint",
     "x-gateway-destination-endpoint-subset",
     "x-gateway-destination-endpoint-served",
