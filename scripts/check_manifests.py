@@ -108,6 +108,8 @@ def compose_faults(compose: dict) -> list[str]:
         for volume in service.get("volumes", []):
             # `${NAME:-default}:inside:ro`, or the same without a variable.
             source = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")[0]
+            if source in compose.get("volumes", {}):
+                continue
             if not source.startswith(MADE) and not (FOLDER / source).exists():
                 faults.append(f"{name} mounts {source}, which does not exist")
     return faults

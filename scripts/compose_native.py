@@ -32,6 +32,8 @@ import subprocess
 import sys
 import time
 
+# What reads compose files.
+DOCKER_COMPOSE = os.environ.get("DOCKER_COMPOSE", "docker-compose")
 # Entry points that images have, by the image's name; None for what cannot be had.
 ENTRYPOINTS = {
     "envoyproxy/envoy": [],
@@ -93,7 +95,7 @@ def composed(files: list[str]) -> dict:
     """A compose file as Docker Compose understands it."""
     arguments = [word for file in files for word in ("-f", file)]
     done = subprocess.run(
-        ["docker-compose", *arguments, "config", "--format", "json"],
+        [DOCKER_COMPOSE, *arguments, "config", "--format", "json"],
         stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise Wrong("docker-compose config refuses the file")
@@ -270,7 +272,7 @@ def main() -> int:
         if options.action == "config":
             quiet = ["--quiet"] if options.quiet else []
             files = [word for file in options.file for word in ("-f", file)]
-            return subprocess.run(["docker-compose", *files, "config", *quiet]).returncode
+            return subprocess.run([DOCKER_COMPOSE, *files, "config", *quiet]).returncode
         if options.action == "up":
             up(place, options.file, options.wait)
         elif options.action == "down":

@@ -113,6 +113,16 @@ def parts_of(run: str) -> list[Part]:
         Part("wasm", wasm_tests, "cargo", 20),
         Part("wasm-hf", [*wasm_tests, "--features", "hf-tokenizers"], "cargo", 20),
         *modules,
+        Part("image",
+             ["bash", "-c", f"scripts/build-module.sh && exec '{python}' scripts/test_image.py"],
+             "summary", 20),
+        # Needs namespaces, which only Linux has.
+        *(
+            [Part("compose",
+                  ["bash", "-c", "scripts/build-module.sh && exec scripts/test-compose.sh"],
+                  "summary", 20)]
+            if shutil.which("unshare") else []
+        ),
         Part("smoke",
              ["bash", "-c", "scripts/build-module.sh && exec scripts/stack.sh smoke"],
              "summary", 20),

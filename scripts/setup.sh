@@ -135,7 +135,10 @@ command_sbom_schema() {
   echo "$(in_venv)$VENV_NAME/bin/pip install --quiet pyyaml tomli '$SBOM_PACKAGE'"
 }
 
-have_compose() { docker-compose version 2>/dev/null; }
+have_compose() {
+  local compose
+  compose=$(find_compose) && "$compose" version 2>/dev/null
+}
 command_compose() {
   echo "$(in_venv)$VENV_NAME/bin/pip install --quiet '$COMPOSE_PACKAGE'"
 }

