@@ -56,6 +56,10 @@ module-hf: # The module with Hugging Face's tokenizer engine inside.
 image: module ## The module as an OCI image with its bill of materials; prints the digest
 	@scripts/image.sh
 
+.PHONY: image-hf
+image-hf: module-hf # The same of the module with Hugging Face's engine.
+	@scripts/image.sh hf
+
 .PHONY: module-hooks
 module-hooks: # The module that tests can crash, and whose ring log they can read.
 	@scripts/build-module.sh hooks

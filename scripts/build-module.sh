@@ -28,8 +28,8 @@ esac
 # it is told not to: 7 % of the code.
 "$ROOT/scripts/wasm-cargo.sh" rustc --package warmpath-filter --lib \
   --profile "$profile" "${features[@]}" --message-format=json-render-diagnostics \
-  -- -Clink-arg=--compress-relocations >"$ROOT/target/$name.crates.new"
-mv "$ROOT/target/$name.crates.new" "$ROOT/target/$name.crates.json"
+  -- -Clink-arg=--compress-relocations >"$ROOT/target/$name.crates.$$"
+mv "$ROOT/target/$name.crates.$$" "$ROOT/target/$name.crates.json"
 
 built=$ROOT/target/wasm/wasm-target/$profile/warmpath.wasm
 module=$ROOT/target/$name.wasm
