@@ -26,7 +26,8 @@ The same module and version give the same bytes on every machine:
   digest that a commit pins in a manifest must not change with that commit.
 
 A bill of materials (CycloneDX) becomes a second manifest whose `subject` is the
-image, as registries' referrers API wants it.
+image, as registries' referrers API wants it. It has a tag as well, TAG-sbom, for
+registries and tools that do not know of it.
 """
 
 from __future__ import annotations
@@ -199,9 +200,10 @@ def build(module: bytes, version: str, tag: str, sbom: bytes | None = None,
     described = image(layout, module, annotations)
     layout.manifests.append({**described, "annotations": {REF_NAME: tag, **beside}})
     if sbom is not None:
-        layout.manifests.append(bill(layout, sbom, described, {
+        refers = bill(layout, sbom, described, {
             "org.opencontainers.image.title": "bill of materials of warmpath", **beside,
-        }))
+        })
+        layout.manifests.append({**refers, "annotations": {REF_NAME: f"{tag}-sbom"}})
     return layout, described["digest"]
 
 

@@ -143,22 +143,15 @@ command_compose() {
   echo "$(in_venv)$VENV_NAME/bin/pip install --quiet '$COMPOSE_PACKAGE'"
 }
 
-# Unpacked, not installed: the package starts a server on all interfaces.
 have_prometheus() { promtool --version 2>/dev/null | head -n1 && prometheus --version >/dev/null 2>&1; }
-command_prometheus() {
-  local prefix update=''
-  if ! command -v apt-get >/dev/null; then
-    echo 'manual: install Prometheus with promtool, 2.42 or newer'
-    return
-  fi
-  prefix=$(root_prefix) && update="${prefix}apt-get update -qq && "
-  echo "${update}rm -rf .cache/prometheus && mkdir -p .cache/prometheus && cd .cache/prometheus &&" \
-    'apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb'
-}
+command_prometheus() { apt_unpack prometheus 'Prometheus with promtool, 2.42 or newer'; }
+
+have_registry() { docker-registry --version 2>/dev/null | cut -d' ' -f1,3; }
+command_registry() { apt_unpack docker-registry 'the registry of the distribution project'; }
 
 RUN_NEEDS=(rust c_compiler protoc wasm_sources wasm_linker python_venv envoy node qwen3)
 TEST_NEEDS=(check_python rust_lints wasm_runner etcd nats cxx_compiler
-  oci_tools sbom_schema compose prometheus)
+  oci_tools registry sbom_schema compose prometheus)
 
 # What each need is for, and whether the work can go on without it.
 about() {
@@ -178,6 +171,7 @@ about() {
     check_python) echo 'required|Python that reads TOML and YAML (make check)' ;;
     rust_lints) echo 'required|rustfmt and clippy (make check)' ;;
     oci_tools) echo 'required|skopeo and umoci (look at what make image made)' ;;
+    registry) echo 'required|container registry (make test pushes the image to it)' ;;
     sbom_schema) echo 'required|CycloneDX schemas (make test)' ;;
     compose) echo 'required|Docker Compose 2 (reads the compose file; no engine needed)' ;;
     prometheus) echo 'required|Prometheus and promtool (make test)' ;;
@@ -204,6 +198,19 @@ apt_install() {
   else
     echo "manual: sudo apt-get install $*"
   fi
+}
+
+# The command that unpacks a Debian package ($1, in words $2) into .cache/debian. Installed, it
+# would start a server on all interfaces.
+apt_unpack() {
+  local prefix update=''
+  if ! command -v apt-get >/dev/null; then
+    echo "manual: install $2"
+    return
+  fi
+  prefix=$(root_prefix) && update="${prefix}apt-get update -qq && "
+  echo "${update}mkdir -p .cache/debian && cd .cache/debian && apt-get download -qq $1 &&" \
+    "dpkg-deb -x $1_*.deb . && rm $1_*.deb"
 }
 
 # --- the two uses ----------------------------------------------------------

