@@ -54,6 +54,9 @@ RATE_INTERVAL = "1m"
 # `figure comparison number`, the form of every alert.
 ALERT = re.compile(r"(?P<figure>.+) (?P<comparison>>|==) (?P<number>[0-9.]+)", re.DOTALL)
 METRIC = re.compile(r"(?<![\w:])(?:warmpath|envoy)_\w+(?![\w:(])")
+MATCHER = re.compile(r"(\w+) *(=~|!~|=|!=) *\"([^\"]*)\"")
+# Decided with everything known that could be; every other reason must be in one of the rules.
+SIGHTED = {"kv", "approximate", "batch", "prefill_unavailable"}
 PINNED = re.compile(r"[a-z0-9./-]+:v?[0-9]+\.[0-9]+\.[0-9]+")
 GRID_COLUMNS = 24
 
@@ -320,6 +323,37 @@ def check_pages(report: Report) -> None:
         report.check(f"{name} is on a page that runs", name in there)
 
 
+def label_values(label: str) -> list[str]:
+    return json.loads(fetch(f"{QUERIES}/api/v1/label/{label}/values")[2])["data"]
+
+
+def matched(pattern: str, values: list[str]) -> set[str]:
+    """The values of a label that a regular expression takes; it must take the whole."""
+    return {value for value in values if re.fullmatch(pattern, value)}
+
+
+def check_labels(report: Report) -> None:
+    """Whether what expressions ask of labels is ever so: a misspelt reason fails nothing."""
+    asked = {
+        (label, word)
+        for _, expression in expressions() for label, _, text in MATCHER.findall(expression)
+        for word in text.split("|")
+    }
+    report.check("expressions ask for labels", len(asked) > 20, len(asked))
+    for label, word in sorted(asked):
+        report.check(f"{label} is {word}, at times", bool(matched(word, label_values(label))))
+    figures = {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
+    values = label_values("reason")
+    known = set(SIGHTED)
+    for record in ("warmpath:routed_blind:ratio5m", "warmpath:refused:rate5m"):
+        for label, _, text in MATCHER.findall(figures[record]):
+            known |= matched(text, values) if label == "reason" else set()
+    there = {series["metric"]["reason"]
+             for series in query("count by (reason) (warmpath_decisions_total)")[0]}
+    report.check("every reason is thought of in the rules", there and there <= known,
+                 sorted(there - known))
+
+
 def check_series(report: Report) -> None:
     """Whether each expression gives series."""
     left = dict.fromkeys(expressions())
@@ -415,6 +449,7 @@ def check_running(report: Report) -> None:
                 if last:
                     check_pages(report)
                     check_series(report)
+                    check_labels(report)
                     check_figures(report)
                     check_outage(report, place)
                     started = place.services()

@@ -28,7 +28,9 @@ import check_docs
 import check_invariants
 import check_manifests
 import check_module
+import compose_native
 import run_parts
+import test_compose
 
 
 def leb(number: int) -> bytes:
@@ -422,6 +424,59 @@ class Manifests(unittest.TestCase):
         named = "services: {a: {volumes: ['data:/x']}}\n"
         self.assertEqual(self.faults(named + "volumes: {data: {}}\n", "docker-compose.yaml"), 0)
         self.assertEqual(self.faults(named, "docker-compose.yaml"), 1)
+
+
+class Compose(unittest.TestCase):
+    """Goal: what the compose test compares is what stands there."""
+
+    def test_metrics_of_an_expression(self):
+        for expression, names in [
+            ('sum by (warmpath_a) (rate(warmpath_b_total{reason="warmpath_c"}[5m]))', {"warmpath_b_total"}),
+            ("warmpath:figure:rate5m > 1", set()),
+            ("increase(envoy_x[1m]) - on (warmpath_d) warmpath_e", {"envoy_x", "warmpath_e"}),
+        ]:
+            self.assertEqual(test_compose.metrics_in(expression), names)
+
+    def test_names_on_a_page(self):
+        page = "# TYPE a counter\na_total{x=\"b c\"} 1\n\nd 2\n# EOF\n"
+        self.assertEqual(test_compose.names_on(page), {"a_total", "d"})
+
+    def test_alerts(self):
+        match = test_compose.ALERT.fullmatch("max by (a) (b) > 0.5")
+        self.assertEqual(match["figure"], "max by (a) (b)")
+        for other in ["a", "a > b", "absent(a)", "a > 1 or b"]:
+            self.assertIsNone(test_compose.ALERT.fullmatch(other), other)
+
+    def test_panels_that_lie_on_others(self):
+        def dashboard(*places):
+            return {"panels": [
+                {"title": str(number), "gridPos": dict(zip("xywh", place))}
+                for number, place in enumerate(places)]}
+        self.assertEqual(test_compose.overlaps(dashboard((0, 0, 12, 8), (12, 0, 12, 8))), [])
+        self.assertEqual(test_compose.overlaps(dashboard((0, 0, 12, 8), (11, 7, 2, 2))), ["1"])
+        self.assertEqual(test_compose.overlaps(dashboard((20, 0, 5, 1))), ["0"])
+
+    def test_labels(self):
+        self.assertEqual(test_compose.matched("blind_.+", ["blind_x", "xblind_x", "kv"]), {"blind_x"})
+        self.assertEqual(test_compose.MATCHER.findall('a{b=~"c|d", e!="f"}'),
+                         [("b", "=~", "c|d"), ("e", "!=", "f")])
+
+    def test_services_start_after_what_they_need(self):
+        services = {"a": {"depends_on": {"b": {}}}, "b": {}, "c": {"depends_on": {"a": {}}}}
+        self.assertEqual(compose_native.in_order(services), ["b", "a", "c"])
+        services["b"]["depends_on"] = {"c": {}}
+        with self.assertRaises(compose_native.Wrong):
+            compose_native.in_order(services)
+
+    def test_programs_of_images(self):
+        program = compose_native.program_of
+        self.assertEqual(program({"image": "prom/prometheus:v1", "command": ["--a"]}),
+                         ["prometheus", "--a"])
+        self.assertEqual(program({"image": "envoyproxy/envoy:v1", "entrypoint": ["sh", "-c"],
+                                  "command": ["x"]}), ["sh", "-c", "x"])
+        self.assertIsNone(program({"image": "grafana/grafana:1"}))
+        with self.assertRaises(compose_native.Wrong):
+            program({"image": "other:1"})
 
 
 class Start(unittest.TestCase):
