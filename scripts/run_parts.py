@@ -114,8 +114,8 @@ def parts_of(run: str) -> list[Part]:
         Part("wasm-hf", [*wasm_tests, "--features", "hf-tokenizers"], "cargo", 20),
         *modules,
         Part("image",
-             ["bash", "-c", f"scripts/build-module.sh && exec '{python}' scripts/test_image.py"],
-             "summary", 20),
+             ["bash", "-c", "source scripts/toolchain.sh && scripts/build-module.sh && "
+              f"exec '{python}' scripts/test_image.py"], "summary", 20),
         # Needs namespaces, which only Linux has.
         *(
             [Part("compose",
