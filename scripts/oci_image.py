@@ -4,7 +4,7 @@
         [--source URL] [--revision COMMIT]
     python3 scripts/oci_image.py --extract LAYOUT TAG
 
-The first makes the folder LAYOUT anew, an OCI image layout, and prints the
+The first makes the folder LAYOUT anew, an OCI image layout, titles the image by its name, and prints the
 digest of the image's manifest; the second finds the module in a layout as
 Istio's agent does, checking every digest on the way, and writes it to standard
 output.
@@ -55,7 +55,6 @@ SBOM = "application/vnd.cyclonedx+json"
 # The name by which every host finds the module in the layer.
 MODULE_NAME = "plugin.wasm"
 MODULE_MAGIC = b"\0asm"
-TITLE = "warmpath"
 DESCRIPTION = "Proxy-wasm filter that routes LLM requests to the worker whose KV cache is warm"
 LICENSE = "Apache-2.0"
 # Most bytes of a stored block (RFC 1951, section 3.2.4).
@@ -178,14 +177,15 @@ def bill(layout: Layout, sbom: bytes, subject: dict, annotations: dict[str, str]
 
 
 def build(module: bytes, version: str, tag: str, sbom: bytes | None = None,
-          source: str | None = None, revision: str | None = None) -> tuple[Layout, str]:
+          source: str | None = None, revision: str | None = None,
+          title: str = "warmpath") -> tuple[Layout, str]:
     """The layout of a module, and its image's digest."""
     if not module.startswith(MODULE_MAGIC):
         raise Malformed("not a WebAssembly module")
     if len(module) > MODULE_BYTES_MAX:
         raise Malformed(f"a module of more than {MODULE_BYTES_MAX} bytes")
     annotations = {
-        "org.opencontainers.image.title": TITLE,
+        "org.opencontainers.image.title": title,
         "org.opencontainers.image.description": DESCRIPTION,
         "org.opencontainers.image.licenses": LICENSE,
         "org.opencontainers.image.version": version,
@@ -201,7 +201,7 @@ def build(module: bytes, version: str, tag: str, sbom: bytes | None = None,
     layout.manifests.append({**described, "annotations": {REF_NAME: tag, **beside}})
     if sbom is not None:
         refers = bill(layout, sbom, described, {
-            "org.opencontainers.image.title": "bill of materials of warmpath", **beside,
+            "org.opencontainers.image.title": f"bill of materials of {title}", **beside,
         })
         layout.manifests.append({**refers, "annotations": {REF_NAME: f"{tag}-sbom"}})
     return layout, described["digest"]
@@ -258,7 +258,7 @@ def main() -> int:
         layout, digest = build(
             pathlib.Path(options.first).read_bytes(), options.version,
             options.tag or options.version, options.sbom.read_bytes() if options.sbom else None,
-            options.source, options.revision,
+            options.source, options.revision, pathlib.Path(options.second).name,
         )
         layout.write(pathlib.Path(options.second))
     except (Malformed, OSError, KeyError, ValueError) as error:

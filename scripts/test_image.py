@@ -173,8 +173,8 @@ class Made(unittest.TestCase):
         other.write_bytes(module)
         version = self.name.rpartition(":")[2]
         digests = [
-            run(sys.executable, "scripts/oci_image.py", path, pathlib.Path(self.folder.name) / "l",
-                "--version", version).strip()
+            run(sys.executable, "scripts/oci_image.py", path,
+                pathlib.Path(self.folder.name) / "warmpath", "--version", version).strip()
             for path in (MODULE, other)
         ]
         self.assertEqual(digests[0], self.digest)
