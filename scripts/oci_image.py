@@ -4,10 +4,10 @@
         [--source URL] [--revision COMMIT]
     python3 scripts/oci_image.py --extract LAYOUT TAG
 
-The first makes the folder LAYOUT anew, an OCI image layout, titles the image by its name, and prints the
-digest of the image's manifest; the second finds the module in a layout as
-Istio's agent does, checking every digest on the way, and writes it to standard
-output.
+The first makes the folder LAYOUT anew, an OCI image layout, and prints the
+digest of the image's manifest; the image's title is the folder's name. The second
+finds the module in a layout as Istio's agent does, checking every digest on
+the way, and writes it to standard output.
 
 The image is of the kind that the Wasm image specification calls *compat*: a
 plain OCI image whose last layer is a `tar+gzip` with `plugin.wasm` in it. Istio's
