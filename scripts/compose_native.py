@@ -154,13 +154,19 @@ def environment(service: dict) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], **(service.get("environment") or {})}
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs, and not only waits to be looked at."""
+def born(pid: int) -> str:
+    """When a process was started, in ticks; empty if it runs no more."""
     try:
-        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
-    return state != "Z"
+        return ""
+    # The state, which is the third field of all, and the 22nd.
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def alive(service: dict) -> bool:
+    """Whether a service's process runs, and is no other that got its number."""
+    return bool(service["born"]) and born(service["pid"]) == service["born"]
 
 
 def healthy(place: Place, name: str, service: dict) -> bool:
@@ -199,7 +205,7 @@ def start(place: Place, name: str, service: dict, command: list[str]) -> dict:
             entered(place, name, service, command), env=environment(service),
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd="/",
             start_new_session=True)
-    return {"pid": process.pid, "command": command}
+    return {"pid": process.pid, "born": born(process.pid), "command": command}
 
 
 def up(place: Place, files: list[str], wait: bool) -> None:
@@ -218,7 +224,7 @@ def up(place: Place, files: list[str], wait: bool) -> None:
     waiting = list(running)
     while waiting:
         for name in list(waiting):
-            if not alive(running[name]["pid"]):
+            if not alive(running[name]):
                 raise Wrong(f"{name} ended; its log:\n{place.log(name).read_text()[-2000:]}")
             if not wait or healthy(place, name, services[name]):
                 waiting.remove(name)
@@ -231,13 +237,13 @@ def up(place: Place, files: list[str], wait: bool) -> None:
 def stop(services: dict[str, dict]) -> None:
     """Ends services: those asked last are asked to stop first."""
     for service in reversed(services.values()):
-        if alive(service["pid"]):
+        if alive(service):
             os.killpg(service["pid"], signal.SIGTERM)
     deadline = time.monotonic() + STOP_MAX
-    while any(alive(service["pid"]) for service in services.values()):
+    while any(alive(service) for service in services.values()):
         if time.monotonic() > deadline:
             for service in services.values():
-                if alive(service["pid"]):
+                if alive(service):
                     os.killpg(service["pid"], signal.SIGKILL)
         time.sleep(LOOK_EVERY / 4)
 
@@ -281,7 +287,7 @@ def main() -> int:
             for name, service in place.services().items():
                 if options.services and name not in options.services:
                     continue
-                state = "running" if alive(service["pid"]) else "exited"
+                state = "running" if alive(service) else "exited"
                 print(f"{name:<12} {state}  {shlex.join(service['command'])[:80]}"
                       if options.action == "ps" else place.log(name).read_text())
     except (Wrong, OSError) as error:

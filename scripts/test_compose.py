@@ -462,7 +462,7 @@ def check_running(report: Report) -> None:
                                  and "x-warmpath-reason: kv" in done.stdout, done.stdout)
                     check_second(report, block)
             alive = [name for name, service in started.items()
-                     if compose_native.alive(service["pid"])]
+                     if compose_native.alive(service)]
             report.check("the last command ends everything", not alive and len(started) == 6, alive)
         finally:
             compose_native.down(place, volumes=True)

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -42,6 +43,28 @@ def run(*command: str, **options) -> str:
         [str(word) for word in command], cwd=ROOT, check=True, stdout=subprocess.PIPE,
         text=True, **options,
     ).stdout
+
+
+def linked(command: list[str], program: str) -> set[str]:
+    """Crates that cargo's own plan of a build links into a program."""
+    plan = json.loads(run(
+        *command, "--unit-graph", "-Z", "unstable-options",
+        env={**os.environ, "RUSTC_BOOTSTRAP": "1"}))
+    units = plan["units"]
+    left = [root for root in plan["roots"] if units[root]["target"]["name"] == program]
+    crates, seen = set(), set()
+    while left:
+        number = left.pop()
+        unit = units[number]
+        if number in seen or sbom.NOT_LINKED & set(unit["target"]["kind"]):
+            continue
+        seen.add(number)
+        # `SOURCE#NAME@VERSION`, or `SOURCE/NAME#VERSION` of a folder.
+        source, _, named = unit["pkg_id"].rpartition("#")
+        name, _, version = named.rpartition("@")
+        crates.add(f"{name or source.rpartition('/')[2]}@{version}")
+        left += [dependency["index"] for dependency in unit["dependencies"]]
+    return crates
 
 
 class Image(unittest.TestCase):
@@ -199,6 +222,18 @@ class Made(unittest.TestCase):
             document = json.loads(text)
             document["components"][0]["licences"] = []
             self.assertIsNotNone(validator.validate_str(json.dumps(document)))
+
+    def test_the_sidecars_bill_is_what_its_image_links(self):
+        dockerfile = (ROOT / "envoy-config" / "Dockerfile").read_text()
+        command = re.search(r"cargo build [^\\\n]*--package warmpath-sidecar\b[^\\\n]*", dockerfile)
+        bill = json.loads((ROOT / "target/image/warmpath-sidecar.cdx.json").read_text())
+        listed = {each["bom-ref"] for each in bill["components"]} - {sbom.STANDARD_LIBRARY}
+        own = bill["metadata"]["component"]["bom-ref"]
+        self.assertEqual(linked(command[0].split(), "warmpath-sidecar"), listed | {own})
+        # Together with the simulator it would be others.
+        both = ["cargo", "build", "--release", "--locked", "--bin", "warmpath-sidecar",
+                "--bin", "engine-sim"]
+        self.assertNotEqual(linked(both, "warmpath-sidecar"), listed | {own})
 
     def test_macros_and_other_programs_are_in_no_bill(self):
         for name in ("warmpath", "warmpath-sidecar"):
