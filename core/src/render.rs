@@ -172,7 +172,10 @@ impl std::error::Error for RenderError {}
 #[derive(Debug)]
 pub struct ChatTemplate {
     env: Environment<'static>,
-    special_tokens: Vec<(String, String)>,
+    /// The special tokens, as they enter every context.
+    special_tokens: Vec<(Value, Value)>,
+    /// Whether a template's text mentions [`CLOCK`]; no other can call it.
+    mentions_clock: bool,
     options: RenderOptions,
     rewrite: Rewrite,
 }
@@ -180,6 +183,12 @@ pub struct ChatTemplate {
 /// Room for what a template prints besides the messages, in bytes. More is found
 /// when it is needed.
 const RENDERED_MORE_BYTES: usize = 1024;
+
+/// Entries of a context besides special tokens and arguments.
+const CONTEXT_ENTRIES: usize = 8;
+
+/// The function that prints the time.
+const CLOCK: &str = "strftime_now";
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
@@ -225,18 +234,21 @@ impl ChatTemplate {
         };
         let mut env = environment::environment().map_err(syntax)?;
         let default = source.template(DEFAULT).ok_or(TemplateError::NoTemplate)?;
-        let mut mentions_reasoning = false;
+        let (mut mentions_reasoning, mut mentions_clock) = (false, false);
         for (name, template) in [(DEFAULT, Some(default)), (TOOL_USE, source.template(TOOL_USE))] {
             let Some(template) = template else { continue };
             mentions_reasoning |= template.contains("reasoning_content");
+            mentions_clock |= template.contains(CLOCK);
             let template = environment::without_generation_tags(template);
             env.add_template_owned(name, template).map_err(syntax)?;
         }
         let flavour = options.flavour;
         let content_format = options.content_format;
+        let tokens = source.special_tokens.iter();
         let mut template = ChatTemplate {
             env,
-            special_tokens: source.special_tokens.clone(),
+            special_tokens: tokens.map(|(name, token)| (name.into(), token.into())).collect(),
+            mentions_clock,
             options,
             rewrite: Rewrite { flavour, content_format, mentions_reasoning },
         };
@@ -332,11 +344,12 @@ impl ChatTemplate {
 
     /// The special tokens and the functions that need the request's time.
     fn base_context(&self, now: WallClock) -> Vec<(Value, Value)> {
-        let tokens = self.special_tokens.iter();
-        let mut context: Vec<(Value, Value)> =
-            tokens.map(|(name, token)| (Value::from(&**name), Value::from(&**token))).collect();
-        let strftime = move |format: &str| clock::strftime(now, format);
-        context.push((Value::from("strftime_now"), Value::from_function(strftime)));
+        let mut context = Vec::with_capacity(self.special_tokens.len() + CONTEXT_ENTRIES);
+        context.extend_from_slice(&self.special_tokens);
+        if self.mentions_clock {
+            let strftime = move |format: &str| clock::strftime(now, format);
+            context.push((Value::from(CLOCK), Value::from_function(strftime)));
+        }
         context
     }
 

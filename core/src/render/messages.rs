@@ -73,6 +73,7 @@ impl Rewrite {
                 let fields = as_dict(message).ok_or(RenderError::Messages)?;
                 match self.flavour {
                     Flavour::Raw => Ok(alias_reasoning(message, fields)),
+                    Flavour::Vllm if self.is_kept(fields) => Ok(message.clone()),
                     Flavour::Vllm => self.vllm_message(fields, builder),
                     Flavour::Dynamo => self.dynamo_message(message, fields, builder),
                 }
@@ -104,6 +105,17 @@ impl Rewrite {
             })
             .collect();
         rewritten.map(list)
+    }
+
+    /// Whether vLLM would build the same message again: most are a role and a text.
+    fn is_kept(self, message: &PyDict) -> bool {
+        let [(first, role), (second, content)] = message.entries() else { return false };
+        let is_text = content.as_str().is_some() && self.content_format != ContentFormat::Parts;
+        let role = role.as_str().filter(|&role| role != "developer");
+        is_text
+            && role.is_some()
+            && first.as_str() == Some("role")
+            && second.as_str() == Some("content")
     }
 
     fn vllm_message(self, message: &PyDict, builder: &mut Builder) -> Result<Value, RenderError> {

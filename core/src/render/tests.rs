@@ -343,6 +343,45 @@ fn cards_without_a_usable_template() {
     assert_eq!(defaults, Err(TemplateError::InvalidDefaults));
 }
 
+/// Goal: a message that vLLM would build again is the same if it is kept.
+/// Method: the same messages with a field that no engine knows are built again, and
+/// a template prints all that it is given.
+#[test]
+fn kept_messages_are_those_that_would_be_built() {
+    let template = compile("{{ messages }}", Flavour::Vllm);
+    for role in ["system", "user", "assistant", "tool", "developer", "odd"] {
+        for content in [r#""""#, r#"" a\n\u00e9 ""#, "null", "[]", r#"["a", "b"]"#, "1"] {
+            let render = |more: &str| {
+                let body =
+                    format!(r#"{{"messages":[{{"role":"{role}","content":{content}{more}}}]}}"#);
+                template.render(&chat(&body), NOW)
+            };
+            assert_eq!(render(""), render(r#","x":1"#), "{role} {content}");
+        }
+    }
+    let swapped = r#"{"messages":[{"content":"c","role":"user"}]}"#;
+    let text = template.render(&chat(swapped), NOW).unwrap();
+    assert_eq!(text, "[{'role': 'user', 'content': 'c'}]");
+}
+
+/// Goal: templates that do not mention the clock are the only ones without it.
+#[test]
+fn the_clock_is_there_for_who_mentions_it() {
+    let body = r#"{"messages":[{"role":"user","content":""}]}"#;
+    let render = |template| compile(template, Flavour::Raw).render(&chat(body), NOW).unwrap();
+    assert_eq!(render("{{ strftime_now is defined }}"), "True");
+    let named = |tool_use: &str| {
+        vec![("default".to_owned(), "d".to_owned()), ("tool_use".to_owned(), tool_use.to_owned())]
+    };
+    let source = TemplateSource {
+        chat_template: TemplateForm::Named(named("{{ strftime_now('%Y') }}")),
+        ..Default::default()
+    };
+    let body = r#"{"messages":[{"role":"user","content":""}],"tools":[{"function":{"name":"f"}}]}"#;
+    let text = ChatTemplate::compile(&source).unwrap().render(&chat(body), NOW).unwrap();
+    assert_eq!(text.len(), 4, "{text}");
+}
+
 #[test]
 fn generation_tags_become_a_scope() {
     let template = "{%- generation -%} a {%- endgeneration %}{% set generation = 'g' %}{{ generation }}{%generation%}b{%  endgeneration +%}\n{# x #}";
