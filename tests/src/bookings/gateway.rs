@@ -146,8 +146,10 @@ impl Gateway {
                 stream: false,
             };
             let answer = chat.post(&self.address(), MODEL, &[]).await;
-            let worker = answer.as_ref().ok().and_then(|it| it.header("x-warmpath-worker"));
-            if worker.is_some() {
+            let header = |name| answer.as_ref().ok().and_then(|it| it.header(name));
+            // Without its tokenizer a VM books an estimate, which is another load.
+            let is_warm = header("x-warmpath-reason").is_some_and(|it| !it.starts_with("warming"));
+            if is_warm && header("x-warmpath-worker").is_some() {
                 ready += 1;
             } else {
                 ready = 0;
