@@ -12,6 +12,7 @@
 
 pub mod discovery;
 pub mod fields;
+pub mod picker;
 pub mod replicas;
 pub mod router;
 pub mod workers;
@@ -26,6 +27,7 @@ use warmpath_core::limits::{CARD_ALIASES_MAX, CARD_MODELS_MAX, CARD_NAME_BYTES_M
 
 use discovery::{DiscoveryConfig, DiscoveryEnv, EventPlane};
 use fields::{Mistakes, Report, Section};
+use picker::{PickerConfig, PickerEnv};
 use replicas::{ReplicasConfig, ReplicasEnv};
 use router::{RouterConfig, RouterEnv};
 use workers::WorkerList;
@@ -115,6 +117,9 @@ pub struct Config {
     pub router: RouterConfig,
     /// How bookings are exchanged with other routers.
     pub replicas: ReplicasConfig,
+    /// The endpoint picker, for gateways that cannot load the module; `None` if it
+    /// is off.
+    pub picker: Option<PickerConfig>,
 }
 
 /// Where Dynamo's workers answer when they are asked for their history: they
@@ -147,6 +152,8 @@ pub struct Overrides {
     pub router: RouterEnv,
     /// What the environment says of other routers if the file does not.
     pub replicas: ReplicasEnv,
+    /// What environment and flags say of the endpoint picker.
+    pub picker: PickerEnv,
 }
 
 impl Config {
@@ -208,6 +215,9 @@ impl Config {
         let router = RouterConfig::read(root.section("router"), &overrides.router, &report);
         let replicas =
             ReplicasConfig::read(root.section("replicas"), &overrides.replicas, &router.settings);
+        let picks = root.has("picker") || overrides.picker.listen.is_some();
+        let section = root.section("picker");
+        let picker = picks.then(|| PickerConfig::read(section, directory, &overrides.picker));
         if models.is_empty() && !matches!(workers, WorkerSource::Discovery(_)) {
             report.add("models", "is missing: at least one model");
         }
@@ -228,6 +238,7 @@ impl Config {
             recovery: RecoveryConfig { listen: recovery_listen, advertise: recovery_advertise },
             router,
             replicas,
+            picker,
         });
         report.finish(config)?.ok_or_else(|| Mistakes::one("", "no address to listen on"))
     }

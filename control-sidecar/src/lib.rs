@@ -30,6 +30,8 @@ pub mod replicas;
 
 pub mod publish;
 
+pub mod picker;
+
 pub mod status;
 
 pub mod metrics;

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use warmpath_core::roster::LeftOut;
 
 use crate::adapter::Skip;
+use crate::picker::metrics::PickerMetrics;
 use crate::source::sequence::Loss;
 use crate::state::counts::{Counts, Notice};
 
@@ -24,6 +25,8 @@ type Level = Gauge<u64, AtomicU64>;
 #[derive(Debug, Default)]
 pub struct Metrics {
     registry: Registry,
+    /// Of the endpoint picker.
+    pub picker: PickerMetrics,
     connection_failures: Reasons,
     replays: Counter,
     replay_failures: Reasons,
@@ -117,6 +120,7 @@ impl Metrics {
             ready, "ready", "Whether the sidecar is ready";
             workers_list_bad, "workers_list_bad", "Whether the last worker list was refused";
         }
+        metrics.picker = PickerMetrics::new(&mut registry);
         metrics.registry = registry;
         metrics
     }

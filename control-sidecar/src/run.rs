@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::discovery::{Backend, DiscoveryEnv, EventPlane};
+use crate::config::picker::PickerEnv;
 use crate::config::replicas::ReplicasEnv;
 use crate::config::router::RouterEnv;
 use crate::config::workers::WorkerList;
@@ -26,6 +27,7 @@ use crate::keeper::{Inputs, Keeper};
 use crate::limits::{ATTEMPTS_QUEUED, UPDATES_QUEUED_MAX};
 use crate::metrics::Metrics;
 use crate::model::{cache::Cache, loader::Loader};
+use crate::picker::Picker;
 use crate::publish::log::FeedLog;
 use crate::publish::service::{FeedServer, Shared};
 use crate::replicas::{Replicas, announce};
@@ -54,6 +56,10 @@ pub struct Arguments {
     /// Where the status page is served; wins over the file.
     #[arg(long, env = "WARMPATH_STATUS_LISTEN", value_name = "ADDRESS")]
     pub status_listen: Option<String>,
+    /// Where gateways ask the endpoint picker, which this switches on; wins over the
+    /// file.
+    #[arg(long, env = "WARMPATH_PICKER_LISTEN", value_name = "ADDRESS")]
+    pub picker_listen: Option<String>,
     /// Form of the log; wins over the file.
     #[arg(long, value_parser = log_format, value_name = "text|json")]
     pub log_format: Option<LogFormat>,
@@ -129,6 +135,10 @@ async fn read_config(arguments: &Arguments) -> Result<Config, Failure> {
         discovery: DiscoveryEnv::from_env(|name| std::env::var(name).ok()),
         router,
         replicas: ReplicasEnv::from_env(|name| std::env::var(name).ok()),
+        picker: PickerEnv {
+            listen: arguments.picker_listen.clone(),
+            secure: std::env::var("DYN_SECURE_SERVING").ok(),
+        },
     };
     Config::parse(&text, directory, &overrides).map_err(|mistakes| {
         let lines: Vec<String> =
@@ -182,6 +192,8 @@ pub struct Sidecar {
     pub feed: SocketAddr,
     /// Where the status page is.
     pub status: SocketAddr,
+    /// The endpoint picker, if it is on.
+    pub picker: Option<Picker>,
     shared: Arc<Shared>,
     tasks: JoinSet<()>,
 }
@@ -237,6 +249,11 @@ impl Sidecar {
             questions: question_queue,
         }));
 
+        let picker = match config.picker {
+            Some(config) => Some(Picker::start(config, &shared, &mut tasks).await?),
+            None => None,
+        };
+
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
@@ -260,7 +277,7 @@ impl Sidecar {
             }
         });
         info!(%feed, %status, epoch = shared.log.epoch(), "started");
-        Ok(Self { feed, status, shared, tasks })
+        Ok(Self { feed, status, picker, shared, tasks })
     }
 
     /// Stops every part, in at most a few seconds.

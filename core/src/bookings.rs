@@ -26,6 +26,10 @@ use crate::limits::{BOOKING_ENTRY_BYTES_MAX, BOOKINGS_FRAME_BYTES, BOOKINGS_FRAM
 use crate::load::BookingId;
 use crate::wire::{Reader, WireError, Writer};
 
+mod outbox;
+
+pub use outbox::Outbox;
+
 /// Set in the names of remote bookings, clear in those of local ones: a VM's
 /// number, the upper half of a local name, stays far below it.
 pub const REMOTE_BIT: u64 = 1 << 63;

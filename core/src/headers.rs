@@ -1,6 +1,8 @@
 //! Headers: the names by which a choice travels, and those a client may never
 //! bring along.
 
+use crate::limits::HEADER_NAME_BYTES_MAX;
+
 /// Where Envoy's `override_host` policy sends the request: `ip:port`.
 pub const DESTINATION: &str = "x-gateway-destination-endpoint";
 
@@ -149,6 +151,15 @@ pub fn steers_routing(name: &str) -> bool {
 /// without the space around it, as Dynamo's frontend reads it.
 pub fn cache_salt<'a>(values: impl DoubleEndedIterator<Item = &'a str>) -> Option<&'a str> {
     values.rev().map(str::trim).find(|value| !value.is_empty())
+}
+
+/// Whether a lower-case name is that of a header, and of one that may be passed
+/// on: what the client sends in the others must go.
+#[must_use]
+pub fn may_carry_salt(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_name = !name.is_empty() && name.len() <= HEADER_NAME_BYTES_MAX;
+    is_name && name.bytes().all(is_token) && (name == TENANT || !steers_routing(name))
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ pub mod request;
 
 pub mod demands;
 
+pub mod intake;
+
 pub mod render;
 
 pub mod tokenize;
@@ -47,6 +49,8 @@ pub mod prefix;
 pub mod reason;
 
 pub mod route;
+
+pub mod answer;
 
 // Feed path.
 pub mod wire;

@@ -334,3 +334,17 @@ pub const HF_TEXT_BYTES_MAX: usize = 256 * 1024;
 
 const _: () = assert!(PRETOKEN_BYTES_MAX < TOKENIZE_TEXT_BYTES_MAX);
 const _: () = assert!(TOKENIZER_FILE_BYTES_MAX < u32::MAX as usize);
+
+/// Longest name of a header in a configuration, in bytes.
+pub const HEADER_NAME_BYTES_MAX: usize = 256;
+
+/// Entries of bookings that wait to be sent to the sidecar. Beyond it they are
+/// dropped, and a list of all that run takes their place.
+pub const OUTBOX_ENTRIES_MAX: usize = 8_192;
+
+/// Bytes of such entries.
+pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Frames of them that are sent at a time, of at most about 64 KiB each: copying one
+/// takes some 20 µs.
+pub const OUTBOX_FRAMES: usize = 4;

@@ -23,12 +23,14 @@ use crate::reason::Reason;
 
 mod choice;
 mod eligible;
+mod open;
 mod read;
 mod select;
 mod unplaced;
 mod weigh;
 
 pub use choice::{Choice, Leg, Tracking};
+pub use open::{Closed, Conditions, Opened, Opening, open};
 pub use read::{Circumstances, Reading, prepare};
 pub use select::select;
 pub use unplaced::{LegKind, Unplaced};

@@ -6,10 +6,9 @@
 use core::fmt;
 use core::ops::RangeInclusive;
 
-use warmpath_core::headers::{TENANT, steers_routing};
+use warmpath_core::headers::may_carry_salt;
 use warmpath_core::json::{JsonError, JsonKind, RawJson};
 
-use crate::limits::HEADER_NAME_BYTES_MAX;
 use crate::overrides::Overrides;
 
 /// How the choice is handed over.
@@ -400,17 +399,10 @@ fn overrides(
     overrides
 }
 
-/// Whether a lower-case name is that of a header, and of one that may be passed
-/// on: what the client sends in the others must go.
-fn may_carry_salt(name: &str) -> bool {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let is_name = !name.is_empty() && name.len() <= HEADER_NAME_BYTES_MAX;
-    is_name && name.bytes().all(is_token) && (name == TENANT || !steers_routing(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use warmpath_core::limits::HEADER_NAME_BYTES_MAX;
     use warmpath_core::settings::{RouterSettings, Settings};
 
     #[test]

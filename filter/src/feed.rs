@@ -5,7 +5,7 @@
 //! own. Both are driven by ticks and by the messages themselves, and every
 //! message is a bounded piece of work.
 
-use warmpath_core::bookings::{Bookings, told};
+use warmpath_core::bookings::{Bookings, Outbox, told};
 use warmpath_core::card::BlobId;
 use warmpath_core::entry::Entry;
 use warmpath_core::frame::{Frame, Kind};
@@ -20,7 +20,6 @@ use crate::limits::{
     STREAM_SILENCE_MS, TURN_FEED_NS,
 };
 use crate::metrics::Counter;
-use crate::uplink::Uplink;
 use crate::vm::{Vm, cards_key, roster_key, settings_key};
 
 mod blobs;
@@ -44,7 +43,7 @@ struct Follow {
     fetch: Option<Fetch>,
     /// What this gateway books, once the sidecar has said that it wants to hear
     /// of it.
-    uplink: Option<Uplink>,
+    uplink: Option<Outbox>,
 }
 
 /// The stream of a snapshot.
@@ -131,7 +130,7 @@ impl Vm {
         for body in uplink.frames(self.replica.loads(), now_ms) {
             if !send(stream, Kind::Bookings, &body) {
                 // Whether the other side has it cannot be told.
-                *uplink = Uplink::default();
+                *uplink = Outbox::default();
                 self.metrics.add(Counter::HostRefused, 1);
                 return;
             }

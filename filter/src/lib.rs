@@ -24,7 +24,6 @@ mod pace;
 mod pairing;
 mod place;
 mod reading;
-mod uplink;
 mod vm;
 mod wake;
 

@@ -79,17 +79,6 @@ pub(crate) const REFRESHES_PER_TICK: usize = 64;
 /// Entries that wait for the ring log when it is contended.
 pub(crate) const DELAYED_ENTRIES_MAX: usize = 65_536;
 
-/// Entries of bookings that wait to be sent to the sidecar. Beyond it they are
-/// dropped, and a list of all that run takes their place.
-pub(crate) const UPLINK_ENTRIES_QUEUED_MAX: usize = 8_192;
-
-/// Bytes of such entries.
-pub(crate) const UPLINK_BYTES_QUEUED_MAX: usize = 4 * 1024 * 1024;
-
-/// Frames of them that a tick sends, of at most about 64 KiB each: copying one
-/// takes some 20 µs.
-pub(crate) const UPLINK_FRAMES_PER_TICK: usize = 4;
-
 /// How long a request's headers are held without any sign that its body comes
 /// to the filter, in milliseconds, in a VM that has never seen one come.
 pub(crate) const PAIRING_PROBE_MS: u64 = 1_000;
@@ -105,9 +94,6 @@ pub(crate) const WATCHED_MAX: usize = 1_024;
 
 /// Attempts at a number of its own that a VM makes.
 pub(crate) const NUMBER_ATTEMPTS_MAX: u32 = 64;
-
-/// Longest name of a header in the configuration, in bytes.
-pub(crate) const HEADER_NAME_BYTES_MAX: usize = 256;
 
 /// Longest body whose prompt is begun in the callback that brings its end, in
 /// bytes: scanning and rendering it takes half a millisecond. A longer one waits

@@ -168,6 +168,7 @@ fn environment_and_flags_win() {
         discovery: DiscoveryEnv::default(),
         router: RouterEnv::default(),
         replicas: ReplicasEnv::default(),
+        picker: PickerEnv::default(),
     };
     let config = Config::parse(GOOD, Path::new(""), &overrides).unwrap();
     assert_eq!((config.feed_listen.port(), config.status_listen.port()), (1, 2));

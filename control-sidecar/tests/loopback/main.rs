@@ -11,6 +11,7 @@
 
 mod dynamo;
 mod feed;
+mod picker;
 mod plane;
 mod program;
 mod pull;

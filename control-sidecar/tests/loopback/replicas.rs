@@ -27,11 +27,11 @@ use zeromq::{PubSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
 use crate::support::{Filter, PATIENCE, config, eventually, state};
 
-const LIST: Flags = Flags { begins: true, ends: true, wanted: false };
+pub(crate) const LIST: Flags = Flags { begins: true, ends: true, wanted: false };
 const CHANGE: Flags = Flags { begins: false, ends: false, wanted: false };
 
 /// A gateway's follower, and what it knows of other routers.
-struct Gateway {
+pub(crate) struct Gateway {
     filter: Filter,
     remote: Loads,
     ids: Vec<BookingId>,
@@ -39,7 +39,7 @@ struct Gateway {
 
 impl Gateway {
     /// Attaches, and waits for the list that comes first.
-    async fn attach(sidecar: &Sidecar, name: u64) -> Self {
+    pub(crate) async fn attach(sidecar: &Sidecar, name: u64) -> Self {
         let filter = Filter::attach_gateway(sidecar.feed, name).await;
         let mut gateway = Self { filter, remote: Loads::new(), ids: Vec::new() };
         let first = gateway.next().await;
@@ -47,7 +47,7 @@ impl Gateway {
         gateway
     }
 
-    async fn say(&self, flags: Flags, entries: &[Entry<'_>]) {
+    pub(crate) async fn say(&self, flags: Flags, entries: &[Entry<'_>]) {
         let encoded: Vec<Vec<u8>> = entries.iter().map(Entry::encode).collect();
         let entries = encoded.iter().map(Vec::as_slice).collect();
         let body = Bookings { flags, now_ms: 0, entries }.encode();
@@ -74,7 +74,7 @@ impl Gateway {
     }
 
     /// Waits until so many requests, prompt tokens and blocks are booked by others.
-    async fn sees(&mut self, slot: u16, expected: (u64, u64, u64)) {
+    pub(crate) async fn sees(&mut self, slot: u16, expected: (u64, u64, u64)) {
         let waited = timeout(PATIENCE, async {
             loop {
                 let load = self.remote.of(WorkerSlot(slot));
@@ -98,7 +98,7 @@ fn booking(id: u64, slot: u16) -> Entry<'static> {
     })
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -119,7 +119,7 @@ async fn with_peers(own: u16, peers: &[u16]) -> Sidecar {
     sidecar
 }
 
-async fn slot_of(sidecar: &Sidecar, worker: u64) -> u16 {
+pub(crate) async fn slot_of(sidecar: &Sidecar, worker: u64) -> u16 {
     let state = state(sidecar).await;
     let found = state["workers"].as_array().unwrap().iter().find(|it| it["id"] == worker).unwrap();
     found["slot"].as_u64().unwrap().try_into().unwrap()

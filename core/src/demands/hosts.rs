@@ -37,6 +37,15 @@ impl SubsetHint {
         hint
     }
 
+    /// The same from its items, for those who get them one by one; `None` stands
+    /// for one that is no text.
+    #[must_use]
+    pub fn of<'a>(items: impl Iterator<Item = Option<&'a str>>) -> Self {
+        let mut hint = Self::default();
+        items.for_each(|item| hint.add(item.unwrap_or_default().as_bytes()));
+        hint
+    }
+
     fn add(&mut self, item: &[u8]) {
         let host = core::str::from_utf8(item).ok().and_then(|text| host(text.trim()));
         match host {

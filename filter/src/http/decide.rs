@@ -4,19 +4,17 @@
 //! whose prompt takes longer is held, and the rest done in turns of their own;
 //! see [`reading`](crate::reading).
 
-use warmpath_core::demands::Demands;
 use warmpath_core::handover::{Handover, TokenText, hand_over};
 use warmpath_core::reason::Reason;
 use warmpath_core::render::WallClock;
-use warmpath_core::request::{
-    Answer as Verdict, Endpoint, Envelope, NvextSpan, ParsedRequest, RequestError, Splice,
-};
-use warmpath_core::route::{Choice, Circumstances, Prepared, Reading};
+use warmpath_core::request::{Endpoint, Envelope, NvextSpan, Splice};
+use warmpath_core::route::{Choice, Closed, Conditions, Opened, Opening, Prepared, Reading, open};
 
 use super::{Next, Phase, Stream};
 use crate::answer::Answer;
 use crate::config::Mode;
 use crate::host::{self, Buffer, Headers};
+use crate::intake::Intake;
 use crate::limits::{
     INLINE_BODY_BYTES_MAX, INLINE_SLICE_NS, SLICE_NS, SLICE_STEP_BYTES, SLICE_STEP_TOKENS,
 };
@@ -221,12 +219,10 @@ impl Stream {
     /// the error, if that ends it.
     fn begin(&mut self, endpoint: Endpoint, len: usize) -> Result<Begun, Next> {
         let body = host::buffer(Buffer::RequestBody, 0, len).unwrap_or_default();
-        let envelope = Envelope::scan(&body);
-        let request = envelope.as_ref().map_err(|err| *err).and_then(|e| e.read(endpoint));
         if self.config.mode == Mode::Body && !endpoint.reads_nvext() {
             // Nothing tells a frontend which worker is to serve it.
             let next = self.leave(Reason::NotOurPath);
-            let seams = envelope.ok().map(|envelope| Seams::of(envelope.splice));
+            let seams = Envelope::scan(&body).ok().map(|envelope| Seams::of(envelope.splice));
             return Err(
                 match self.hand_over(
                     endpoint,
@@ -240,35 +236,23 @@ impl Stream {
                 },
             );
         }
-        let nvext = request.as_ref().ok().and_then(|request| request.nvext.as_ref());
-        let demands = match self.intake.demands(nvext) {
-            Ok(demands) => demands,
-            Err(refusal) => return Err(self.refuse(&Answer::refused(refusal))),
-        };
-        let by_load = |reason| {
-            let demands = demands.clone();
-            let prepared = Prepared::by_load(reason, None, body.len());
-            Some(Prompt::Read(Box::new(Prepared { demands, ..prepared })))
-        };
-        let prompt = match &request {
-            Ok(request) => {
-                self.streams = request.stream;
-                let salt = self.intake.trusted_salt.as_deref();
-                vm::with(|vm| vm.read(request, body.len(), salt, &demands))
-                    .map(|reading| Prompt::Reading(Box::new(reading)))
-            }
-            Err(err) if err.answer() == Verdict::BadRequest => {
-                return Err(self.refuse(&Answer::bad_request(*err)));
-            }
-            Err(RequestError::TooLarge) => by_load(Reason::BodyTooLarge),
-            Err(_) => by_load(Reason::Unparsed),
-        };
-        let Some(prompt) = prompt else {
+        let opening = vm::with(|vm| vm.open_body((endpoint, &body), &self.intake));
+        let Some(Opening { request, splice, streams }) = opening else {
             vm::with(|vm| vm.metrics.add(Counter::Reentered, 1));
             return Err(self.leave(Reason::Internal));
         };
-        drop(request);
-        let seams = envelope.ok().map(|envelope| Seams::of(envelope.splice));
+        self.streams = streams;
+        let prompt = match request {
+            Ok(Opened::Reading(reading)) => Prompt::Reading(reading),
+            Ok(Opened::Read(prepared)) => Prompt::Read(prepared),
+            Err(Closed::BadRequest(err)) => {
+                return Err(self.refuse(&Answer::bad_request(err)));
+            }
+            Err(Closed::Refused(refusal)) => {
+                return Err(self.refuse(&Answer::refused(refusal)));
+            }
+        };
+        let seams = splice.map(Seams::of);
         let tokens = TokenText::default();
         Ok(Begun { endpoint, len: body.len(), seams, prompt, tokens, body: Some(body) })
     }
@@ -366,23 +350,15 @@ fn keep_body(seams: &Seams) -> Result<(), Next> {
 }
 
 impl Vm {
-    /// Begins to read a prompt.
-    fn read(
-        &mut self,
-        request: &ParsedRequest<'_>,
-        body_bytes: usize,
-        trusted_salt: Option<&str>,
-        demands: &Demands,
-    ) -> Reading {
+    /// Begins to read a request's body.
+    fn open_body<'a>(&mut self, body: (Endpoint, &'a [u8]), intake: &Intake) -> Opening<'a> {
         let seconds = host::wall_clock_ns() / 1_000_000_000;
         let now = WallClock {
             unix_seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
             utc_offset_seconds: 0,
         };
-        let salt_from_body = self.config.cache_salt_from_body;
-        let circumstances =
-            Circumstances { body_bytes, now, trusted_salt, salt_from_body, demands };
+        let conditions = Conditions { salt_from_body: self.config.cache_salt_from_body, now };
         let Self { models, replica, random, .. } = self;
-        Reading::begin(models, replica.roster(), request, &circumstances, random)
+        open(models, replica.roster(), body, intake, conditions, random)
     }
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use warmpath_tests::bookings;
 use warmpath_tests::dynamo::interop;
+use warmpath_tests::ext_proc;
 use warmpath_tests::fleet::changes;
 use warmpath_tests::stack::options::{Command, Options, OptionsError, USAGE};
 use warmpath_tests::stack::report::Report;
@@ -19,7 +20,7 @@ use warmpath_tests::{replicas, spoof};
 async fn main() -> ExitCode {
     let counted = matches!(
         std::env::args().nth(1).as_deref(),
-        Some("smoke" | "fleet" | "bookings" | "replicas" | "spoof" | "dynamo")
+        Some("smoke" | "fleet" | "bookings" | "replicas" | "spoof" | "ext-proc" | "dynamo")
     );
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
@@ -48,6 +49,7 @@ async fn main() -> ExitCode {
         Command::Bookings => bounded(bookings::run(options), stop).await,
         Command::Replicas => bounded(replicas::run(options), stop).await,
         Command::Spoof => bounded(spoof::run(options), stop).await,
+        Command::ExtProc => bounded(ext_proc::run(options), stop).await,
         Command::Dynamo => bounded(interop::run(options), stop).await,
     };
     child::reap().await;

@@ -12,6 +12,7 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   warmpath-run bookings      bookings under races, faults and crashes, in order and to the end
   warmpath-run replicas      two gateways of the same engines, with replica sync and without
   warmpath-run spoof         clients that name a host of their choosing, in every mode and failure
+  warmpath-run ext-proc      the endpoint picker beside the module: the same decisions
   warmpath-run dynamo        real Dynamo workers and frontends instead of simulated engines
   warmpath-run baseline      engines behind plain Envoy, round robin: no module, no sidecar
 
@@ -48,6 +49,8 @@ pub enum Command {
     Replicas,
     /// Check that clients cannot choose a host.
     Spoof,
+    /// Check that the endpoint picker decides as the module does.
+    ExtProc,
     /// Check the interplay with real Dynamo.
     Dynamo,
 }
@@ -129,6 +132,7 @@ impl Options {
                 "bookings" => command = Some(Command::Bookings),
                 "replicas" => command = Some(Command::Replicas),
                 "spoof" => command = Some(Command::Spoof),
+                "ext-proc" => command = Some(Command::ExtProc),
                 "dynamo" => command = Some(Command::Dynamo),
                 "--model-dir" => model_dir = Some(PathBuf::from(value()?)),
                 "--wasm" => wasm = Some(PathBuf::from(value()?)),

@@ -7,14 +7,20 @@ use warmpath_core::headers::STRIPPED;
 use super::*;
 use crate::stack::smoke::ROUTING_HEADERS;
 
-const FILES: [&str; 4] =
-    ["envoy.yaml", "envoy-body.yaml", "envoy-buffer.yaml", "envoy-round-robin.yaml"];
+const FILES: [&str; 5] = [
+    "envoy.yaml",
+    "envoy-body.yaml",
+    "envoy-buffer.yaml",
+    "envoy-ext-proc.yaml",
+    "envoy-round-robin.yaml",
+];
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "GATEWAY_ADDRESS",
     "GATEWAY_PORT",
     "ADMIN_PORT",
     "FEED_PORT",
+    "PICKER_PORT",
     "WORKER_1_PORT",
     "WORKER_2_PORT",
     "WORKER_3_PORT",
@@ -76,9 +82,8 @@ fn removed(text: &str) -> Vec<String> {
 /// the module is down.
 #[test]
 fn every_bootstrap_removes_routing_headers() {
-    for file in
-        ["envoy.yaml", "envoy-body.yaml", "envoy-buffer.yaml", "istio/strip-routing-headers.yaml"]
-    {
+    let files = ["envoy.yaml", "envoy-body.yaml", "envoy-buffer.yaml", "envoy-ext-proc.yaml"];
+    for file in files.into_iter().chain(["istio/strip-routing-headers.yaml"]) {
         let names = removed(&template(file));
         let covers = |wanted: &str| {
             names.iter().any(|name| match name.strip_suffix('*') {

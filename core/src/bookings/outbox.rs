@@ -1,21 +1,19 @@
-//! Uplink: what this gateway books, on its way to the sidecar.
+//! Outbox: what a gateway books, on its way to the sidecar.
 //!
-//! The VM that follows the feed for its gateway sees every booking in the ring
-//! log and passes it on: a list of all that run first, then every change. Both
-//! wait in a bounded queue for the next tick; if that overflows, everything in
+//! Whoever follows the feed for a gateway sees every booking and passes it on: a list of all that run first, then every change. Both
+//! wait in a bounded queue until they are asked for; if that overflows, everything in
 //! it is dropped and a new list made.
 
 use std::collections::VecDeque;
 
-use warmpath_core::bookings::{Bookings, Flags, fits_frame};
-use warmpath_core::entry::Entry;
-use warmpath_core::load::{BookingId, Loads};
-
-use crate::limits::{UPLINK_BYTES_QUEUED_MAX, UPLINK_ENTRIES_QUEUED_MAX, UPLINK_FRAMES_PER_TICK};
+use super::{Bookings, Flags, fits_frame};
+use crate::entry::Entry;
+use crate::limits::{OUTBOX_BYTES_MAX, OUTBOX_ENTRIES_MAX, OUTBOX_FRAMES};
+use crate::load::{BookingId, Loads};
 
 /// What waits to be sent on one stream.
 #[derive(Debug, Default)]
-pub(crate) struct Uplink {
+pub struct Outbox {
     changes: VecDeque<Vec<u8>>,
     bytes: usize,
     list: List,
@@ -36,16 +34,14 @@ enum List {
     Sent,
 }
 
-impl Uplink {
+impl Outbox {
     /// Takes in a change. Returns how many were dropped.
-    pub(crate) fn note(&mut self, entry: &[u8]) -> u64 {
+    pub fn note(&mut self, entry: &[u8]) -> u64 {
         if matches!(self.list, List::Wanted) {
             // The list will show it.
             return 0;
         }
-        if self.changes.len() >= UPLINK_ENTRIES_QUEUED_MAX
-            || self.bytes + entry.len() > UPLINK_BYTES_QUEUED_MAX
-        {
+        if self.changes.len() >= OUTBOX_ENTRIES_MAX || self.bytes + entry.len() > OUTBOX_BYTES_MAX {
             let dropped = self.changes.len() as u64 + 1;
             *self = Self::default();
             return dropped;
@@ -60,7 +56,8 @@ impl Uplink {
     ///
     /// - `loads`: what runs now.
     /// - `now_ms`: the host's monotonic clock.
-    pub(crate) fn frames(&mut self, loads: &Loads, now_ms: u64) -> Vec<Vec<u8>> {
+    #[must_use]
+    pub fn frames(&mut self, loads: &Loads, now_ms: u64) -> Vec<Vec<u8>> {
         if matches!(self.list, List::Wanted) {
             let rest = loads.ids().filter(|id| !id.is_remote()).collect();
             self.list = List::Under { rest, has_begun: false };
@@ -69,10 +66,10 @@ impl Uplink {
         if matches!(self.list, List::Under { has_begun: false, .. }) {
             frames.extend(self.next_of_list(loads, now_ms));
         }
-        while frames.len() < UPLINK_FRAMES_PER_TICK && !self.changes.is_empty() {
+        while frames.len() < OUTBOX_FRAMES && !self.changes.is_empty() {
             frames.push(self.next_of_changes(now_ms));
         }
-        while frames.len() < UPLINK_FRAMES_PER_TICK {
+        while frames.len() < OUTBOX_FRAMES {
             let Some(frame) = self.next_of_list(loads, now_ms) else { break };
             frames.push(frame);
         }
@@ -127,9 +124,11 @@ fn encode(entries: &[Vec<u8>], flags: Flags, now_ms: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use warmpath_core::bookings::REMOTE_BIT;
-    use warmpath_core::ids::{SequenceHash, WorkerSlot};
-    use warmpath_core::load::Booking;
+    use crate::bookings::REMOTE_BIT;
+    use crate::ids::{SequenceHash, WorkerSlot};
+    use crate::load::Booking;
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     fn booking(id: u64, blocks: usize) -> Booking {
         Booking {
@@ -181,9 +180,9 @@ mod tests {
     /// queue overflows, the other side ends with what runs here.
     #[test]
     fn the_other_side_knows_what_runs() {
-        let mut random = warmpath_core::choose::Random::seeded(7);
+        let mut random = crate::choose::Random::seeded(7);
         for round in 0..50 {
-            let (mut here, mut uplink) = (Loads::new(), Uplink::default());
+            let (mut here, mut outbox) = (Loads::new(), Outbox::default());
             let mut there = Account::default();
             there.loads.add(booking(1 << 40, 1));
             let mut next = 1;
@@ -202,17 +201,17 @@ mod tests {
                     Entry::Freed(id) => here.free(*id),
                     _ => {}
                 }
-                uplink.note(&entry.encode());
+                outbox.note(&entry.encode());
                 if step == 150 {
-                    uplink = Uplink::default();
+                    outbox = Outbox::default();
                 }
                 if random.next_u64().is_multiple_of(40) {
-                    there.take(&uplink.frames(&here, step));
+                    there.take(&outbox.frames(&here, step));
                 }
             }
             here.add(booking(REMOTE_BIT | 1, 1));
             loop {
-                let frames = uplink.frames(&here, 500);
+                let frames = outbox.frames(&here, 500);
                 if frames.is_empty() {
                     break;
                 }
@@ -226,18 +225,18 @@ mod tests {
 
     #[test]
     fn an_overflow_is_counted_and_made_up_for() {
-        let mut uplink = Uplink::default();
-        assert_eq!(uplink.note(b"before the list"), 0);
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.note(b"before the list"), 0);
         let mut loads = Loads::new();
         loads.add(booking(9, 1));
-        assert_eq!(uplink.frames(&loads, 0).len(), 1);
-        assert!(uplink.frames(&loads, 0).is_empty(), "once");
+        assert_eq!(outbox.frames(&loads, 0).len(), 1);
+        assert!(outbox.frames(&loads, 0).is_empty(), "once");
         let freed = Entry::Freed(BookingId(9)).encode();
-        for _ in 0..UPLINK_ENTRIES_QUEUED_MAX {
-            assert_eq!(uplink.note(&freed), 0);
+        for _ in 0..OUTBOX_ENTRIES_MAX {
+            assert_eq!(outbox.note(&freed), 0);
         }
-        assert_eq!(uplink.note(&freed), UPLINK_ENTRIES_QUEUED_MAX as u64 + 1);
-        let frames = uplink.frames(&loads, 0);
+        assert_eq!(outbox.note(&freed), OUTBOX_ENTRIES_MAX as u64 + 1);
+        let frames = outbox.frames(&loads, 0);
         let list = Bookings::decode(&frames[0]).unwrap();
         assert!(list.flags.begins && list.flags.ends && list.entries.len() == 1);
     }
