@@ -9,11 +9,15 @@
     reason = "a test binary"
 )]
 
+#[path = "../../../tests/src/secure/certificates.rs"]
+#[expect(unreachable_pub, reason = "it is a module of a library, too")]
+mod certificates;
 mod dynamo;
 mod feed;
 mod plane;
 mod program;
 mod pull;
 mod replicas;
+mod secure;
 mod sources;
 mod support;
