@@ -66,6 +66,8 @@ pub mod index;
 
 pub mod replica;
 
+pub mod stream;
+
 pub mod uplink;
 
 pub mod bookings;
