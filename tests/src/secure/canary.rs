@@ -83,73 +83,103 @@ async fn checks(
     place.until_warm(READY_WITHIN).await?;
 
     let mut statuses = Vec::new();
-    for (what, path, body) in requests() {
-        statuses.push((what, send(place, path, body).await));
+    for (path, body) in requests() {
+        statuses.push(send(place, path, body).await);
     }
     place.stack.kill_engine(0).await;
-    for (what, path, body) in requests() {
-        statuses.push((what, send(place, path, body).await));
+    for (path, body) in requests() {
+        statuses.push(send(place, path, body).await);
     }
-    let served = statuses.iter().filter(|(_, status)| *status == 200).count();
-    let refused = statuses.iter().filter(|(_, status)| (400..600).contains(status)).count();
+    let served = statuses.iter().filter(|status| **status == 200).count();
+    let refused = statuses.iter().filter(|status| (400..600).contains(*status)).count();
     report.check(
         &format!("{template}: requests are served and refused"),
         served >= 8 && refused >= 8 && served + refused == statuses.len(),
         format_args!("{served} served, {refused} refused"),
     );
-
-    let mut pages = Vec::new();
-    for (address, paths) in
-        [(place.admin(), &ADMIN_PAGES[..]), (place.status(), &SIDECAR_PAGES[..])]
-    {
-        for path in paths {
-            let page = get(&address, path).await.map_err(|error| format!("{path}: {error}"))?;
-            pages.push((format!("{path} of {address}"), page.body.to_vec()));
-        }
-    }
-    let logs = ["envoy.log", "sidecar.log"].map(|name| read(&place.folder, name));
-    let [envoy, sidecar] = logs;
-    let (envoy, sidecar) = (envoy?, sidecar?);
-
-    let traces = tokens(options)?;
-    let mut sought: Vec<String> = vec![WORD.into(), PIECE.into()];
-    sought.extend(traces);
-    let mut found = Vec::new();
-    for (name, content) in pages
-        .iter()
-        .map(|(name, content)| (name.as_str(), content))
-        .chain([("Envoy's log and access log", &envoy), ("the sidecar's log", &sidecar)])
-    {
-        found.extend(places(name, content, &sought));
-    }
-    let bytes = envoy.len() + sidecar.len() + pages.iter().map(|it| it.1.len()).sum::<usize>();
+    let left = Left::gather(place).await?;
+    let tokens = tokens(options)?;
+    let shown = rendered(place).await?;
+    let is_traced = |log: &[u8]| String::from_utf8_lossy(log).to_lowercase().contains("trace");
     report.check(
-        &format!("{template}: nothing of a body is anywhere"),
-        found.is_empty(),
-        format_args!(
-            "{} forms sought in {bytes} bytes of logs and {} pages: {found:?}",
-            sought.len(),
-            pages.len()
-        ),
+        &format!("{template}: everything is logged, and engines compute these tokens"),
+        is_traced(&left.envoy)
+            && is_traced(&left.sidecar)
+            && tokens.iter().any(|form| shown.contains(form.as_str())),
+        format_args!("{} and {} bytes; {tokens:?}", left.envoy.len(), left.sidecar.len()),
     );
+    left.check_bodies(template, tokens, report);
+    left.check_headers(template, report);
+    Ok(())
+}
 
-    let header = [HEADER_WORD.to_owned()];
-    let text = String::from_utf8_lossy(&envoy);
-    let (by_module, by_envoy): (Vec<&str>, Vec<&str>) =
-        text.lines().filter(|line| line.contains(HEADER_WORD)).partition(|line| {
+/// What is left of the requests.
+struct Left {
+    envoy: Vec<u8>,
+    sidecar: Vec<u8>,
+    /// Pages of both, by name.
+    pages: Vec<(String, Vec<u8>)>,
+}
+
+impl Left {
+    async fn gather(place: &Place) -> Result<Self, Box<dyn std::error::Error>> {
+        let mut pages = Vec::new();
+        for (address, paths) in
+            [(place.admin(), &ADMIN_PAGES[..]), (place.status(), &SIDECAR_PAGES[..])]
+        {
+            for path in paths {
+                let page = get(&address, path).await.map_err(|error| format!("{path}: {error}"))?;
+                pages.push((format!("{path} of {address}"), page.body.to_vec()));
+            }
+        }
+        let envoy = read(&place.folder, "envoy.log")?;
+        let sidecar = read(&place.folder, "sidecar.log")?;
+        Ok(Self { envoy, sidecar, pages })
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let logs =
+            [("Envoy's log and access log", &self.envoy), ("the sidecar's log", &self.sidecar)];
+        let pages = self.pages.iter().map(|(name, content)| (name.as_str(), content));
+        pages.chain(logs).map(|(name, content)| (name, content.as_slice()))
+    }
+
+    fn check_bodies(&self, template: &str, tokens: Vec<String>, report: &mut Report) {
+        let mut sought: Vec<String> = vec![WORD.into(), PIECE.into()];
+        sought.extend(tokens);
+        let found: Vec<String> =
+            self.all().flat_map(|(name, content)| places(name, content, &sought)).collect();
+        let bytes: usize = self.all().map(|(_, content)| content.len()).sum();
+        report.check(
+            &format!("{template}: nothing of a body is anywhere"),
+            found.is_empty(),
+            format_args!(
+                "{} forms sought in {bytes} bytes of logs and {} pages: {found:?}",
+                sought.len(),
+                self.pages.len()
+            ),
+        );
+    }
+
+    fn check_headers(&self, template: &str, report: &mut Report) {
+        let text = String::from_utf8_lossy(&self.envoy);
+        let with_it = text.lines().filter(|line| line.contains(HEADER_WORD));
+        // The access log's lines are JSON.
+        let (ours, envoys): (Vec<&str>, Vec<&str>) = with_it.partition(|line| {
             line.contains("[wasm]") || line.starts_with('{') || line.contains("warmpath:")
         });
-    let mut found: Vec<String> = by_module.into_iter().map(str::to_owned).collect();
-    found.extend(places("the sidecar's log", &sidecar, &header));
-    for (name, content) in &pages {
-        found.extend(places(name, content, &header));
+        let mut found: Vec<String> = ours.into_iter().map(str::to_owned).collect();
+        let header = [HEADER_WORD.to_owned()];
+        found.extend(places("the sidecar's log", &self.sidecar, &header));
+        for (name, content) in &self.pages {
+            found.extend(places(name, content, &header));
+        }
+        report.check(
+            &format!("{template}: nothing of a header is in what we write"),
+            found.is_empty() && !envoys.is_empty(),
+            format_args!("{} lines of Envoy's own have it, ours: {found:?}", envoys.len()),
+        );
     }
-    report.check(
-        &format!("{template}: nothing of a header is in what we write"),
-        found.is_empty() && !by_envoy.is_empty(),
-        format_args!("{} lines of Envoy's own have it, ours: {found:?}", by_envoy.len()),
-    );
-    Ok(())
 }
 
 fn read(folder: &Path, name: &str) -> std::io::Result<Vec<u8>> {
@@ -183,6 +213,15 @@ fn tokens(options: &Options) -> Result<Vec<String>, Box<dyn std::error::Error>> 
     Ok([", ", ",", " "].map(|between| middle.join(between)).to_vec())
 }
 
+/// What an engine makes of the word, as it says itself: there the word's tokens are.
+async fn rendered(place: &Place) -> Result<String, Box<dyn std::error::Error>> {
+    let address = place.stack.engine_addresses().nth(1).ok_or("no engine")?;
+    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": WORD}]});
+    let path = "/v1/chat/completions/render";
+    let shown = post(&address, path, &[], body.to_string().into(), REQUEST_WITHIN).await?;
+    Ok(String::from_utf8_lossy(&shown.body).into_owned())
+}
+
 async fn send(place: &Place, path: &str, body: Bytes) -> u16 {
     let headers = [
         ("x-session-id", HEADER_WORD),
@@ -206,8 +245,8 @@ async fn send(place: &Place, path: &str, body: Bytes) -> u16 {
     }
 }
 
-/// A request: what it is, its path and its body.
-type Sent = (&'static str, &'static str, Bytes);
+/// A request: its path and its body.
+type Sent = (&'static str, Bytes);
 
 /// Requests that have the word wherever a user's text can be, good and bad ones.
 fn requests() -> Vec<Sent> {
@@ -251,35 +290,34 @@ fn requests() -> Vec<Sent> {
     };
     let mut sent: Vec<Sent> = Vec::new();
     for body in spaces(chat(json!({}))) {
-        sent.push(("a chat", CHAT, body));
+        sent.push((CHAT, body));
     }
     for body in spaces(chat(json!({"stream": true}))) {
-        sent.push(("a streamed chat", CHAT, body));
+        sent.push((CHAT, body));
     }
     for body in spaces(completion(format!("{WORD} {long}").into())) {
-        sent.push(("a completion", "/v1/completions", body));
+        sent.push(("/v1/completions", body));
     }
     sent.extend([
-        ("an unknown model", CHAT, chat(json!({"model": PIECE}))),
-        ("an adapter", CHAT, chat(json!({"model": MODEL, "lora_name": PIECE}))),
-        ("an odd nvext", CHAT, chat(json!({"nvext": WORD}))),
-        ("an odd worker", CHAT, chat(json!({"nvext": {"backend_instance_id": WORD}}))),
-        ("an agent's hints", CHAT, chat(json!({"nvext": {"agent_hints": {"priority": WORD}}}))),
-        ("messages that are none", CHAT, chat(json!({"messages": WORD}))),
-        ("a message that is none", CHAT, chat(json!({"messages": [WORD]}))),
-        ("a role that is none", CHAT, chat(json!({"messages": [{"role": WORD, "content": WORD}]}))),
-        ("a prompt that is none", "/v1/completions", completion(json!({PIECE: WORD}))),
-        ("no JSON", CHAT, text(format!("{{\"model\": \"qwen3\", {WORD}"))),
-        ("cut JSON", CHAT, text(format!("{{\"model\": \"qwen3\", \"messages\": \"{WORD}"))),
-        ("no UTF-8", CHAT, latin.into()),
+        (CHAT, chat(json!({"model": PIECE}))),
+        (CHAT, chat(json!({"model": MODEL, "lora_name": PIECE}))),
+        (CHAT, chat(json!({"nvext": WORD}))),
+        (CHAT, chat(json!({"nvext": {"backend_instance_id": WORD}}))),
+        (CHAT, chat(json!({"nvext": {"agent_hints": {"priority": WORD}}}))),
+        (CHAT, chat(json!({"messages": WORD}))),
+        (CHAT, chat(json!({"messages": [WORD]}))),
+        (CHAT, chat(json!({"messages": [{"role": WORD, "content": WORD}]}))),
+        ("/v1/completions", completion(json!({PIECE: WORD}))),
+        (CHAT, text(format!("{{\"model\": \"qwen3\", {WORD}"))),
+        (CHAT, text(format!("{{\"model\": \"qwen3\", \"messages\": \"{WORD}"))),
+        (CHAT, latin.into()),
         (
-            "a long prompt",
             CHAT,
             chat(json!({"messages": [
                 {"role": "user", "content": format!("{WORD} ").repeat(4_000)},
             ]})),
         ),
-        ("another API", "/v1/responses", text(json!({"model": MODEL, "input": WORD}).to_string())),
+        ("/v1/responses", text(json!({"model": MODEL, "input": WORD}).to_string())),
     ]);
     sent
 }

@@ -17,7 +17,12 @@ use crate::stack::report::{Report, line};
 /// Prompts whose blocks are stored and removed.
 const PROMPTS: usize = 6;
 
+/// VMs of a gateway with two worker threads: one each, and the main thread's. Each
+/// takes a snapshot when the sidecar has started.
+const VMS: u64 = 3;
+
 const REPLAYED: &str = "warmpath_frames_replayed_total";
+const SNAPSHOTS: &str = "warmpath_snapshots_total";
 
 /// Makes the checks.
 pub(super) async fn check(options: &Options, report: &mut Report) {
@@ -46,6 +51,8 @@ async fn checks(place: &mut Place, report: &mut Report) -> Result<(), Box<dyn st
     place.start_envoy(&plan).await?;
     place.until_warm(READY_WITHIN).await?;
 
+    let snapshots = || place.stat(SNAPSHOTS);
+    until("every VM has the index", VMS, snapshots).await?;
     let figures = say_again(place, &relay, None, "store").await?;
     report.check("frames of this log that come again", true, figures);
 
@@ -53,6 +60,8 @@ async fn checks(place: &mut Place, report: &mut Report) -> Result<(), Box<dyn st
     place.kill_sidecar().await;
     place.start_sidecar(&plan).await?;
     place.until_warm(READY_WITHIN).await?;
+    let snapshots = || place.stat(SNAPSHOTS);
+    until("every VM has the index again", 2 * VMS, snapshots).await?;
     let figures = say_again(place, &relay, Some(old), "epoch").await?;
     report.check("frames of a log of before", true, figures);
     Ok(())
@@ -91,7 +100,7 @@ async fn say_again(
     let (counted, gaps, snapshots) = (
         place.stat(REPLAYED).await,
         place.stat("warmpath_feed_gaps_total").await,
-        place.stat("warmpath_snapshots_total").await,
+        place.stat(SNAPSHOTS).await,
     );
     // The newest of cards, settings and rosters may come again: streams begin so.
     let deltas = frames.iter().filter(|it| kind(it) == Some(Kind::Delta)).count() as u64;
@@ -114,10 +123,7 @@ async fn say_again(
         }
         served += 1;
     }
-    let after = (
-        place.stat("warmpath_feed_gaps_total").await,
-        place.stat("warmpath_snapshots_total").await,
-    );
+    let after = (place.stat("warmpath_feed_gaps_total").await, place.stat(SNAPSHOTS).await);
     if after != (gaps, snapshots) {
         return Err(format!("gaps and snapshots: {:?}, then {after:?}", (gaps, snapshots)).into());
     }
