@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 #
 # Who may feed the gateway, what old frames do, and what is left of a request, in front
-# of a real Envoy: `scripts/test-secure.sh [options of warmpath-run secure]`. The module and
-# the one with hooks must have been built. The last line is `N passed, N failed`.
+# of a real Envoy: `scripts/test-secure.sh [options of warmpath-run secure]`. The module
+# must have been built. The last line is `N passed, N failed`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -7,13 +7,11 @@
 //! | `place` | engines, sidecar and Envoy whose feed is as a run wants it |
 //! | `strangers` | mTLS, tokens and Unix sockets, and what happens when they do not fit |
 //! | `relay`, `replay` | a feed server that sends old frames again |
-//! | `crash` | a client that names its worker while VMs are down |
 //! | `canary` | a word in every place of a request, sought in all that is written |
 
 pub mod certificates;
 
 mod canary;
-mod crash;
 mod place;
 mod relay;
 mod replay;
@@ -43,10 +41,6 @@ pub async fn run(options: Options) -> ExitCode {
     if wanted("replay") {
         line("-- old frames");
         replay::check(&options, &mut report).await;
-    }
-    if wanted("crash") {
-        line("-- clients that name their workers while VMs crash");
-        crash::check(&options, &mut report).await;
     }
     if wanted("canary") {
         line("-- what is left of a request");

@@ -50,7 +50,7 @@ const SIDECAR_PAGES: [&str; 3] = ["/metrics", "/v1/state", "/readyz"];
 
 /// Makes the checks.
 pub(super) async fn check(options: &Options, report: &mut Report) {
-    for template in ["envoy.yaml", "envoy-body.yaml"] {
+    for template in ["envoy.yaml", "envoy-buffer.yaml", "envoy-body.yaml"] {
         let mut place = match Place::engines(options).await {
             Ok(place) => place,
             Err(error) => return report.failure("the engines start", error),

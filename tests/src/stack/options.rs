@@ -24,7 +24,7 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   --streams N                of bookings under faults [100000]
   --python FILE              Python that has Dynamo, for dynamo [.cache/dynamo/bin/python]
   --case NAME                only this case of bookings (atomic, chaos, crash), secure (strangers,
-                             socket, replay, crash, canary) or dynamo; may be repeated
+                             socket, replay, canary) or dynamo; may be repeated
 
   ENVOY (environment)        Envoy to run [.venv/bin/envoy, else envoy on the PATH]
 ";
