@@ -5,6 +5,8 @@
 - Envoy bootstraps (envoy*.yaml): filled by fill.sh with sample values, the
   built module among them, and read by the real Envoy (`--mode validate`),
   which refuses unknown fields and builds all filters.
+- Feed clusters (feed/*.yaml): each in the place of envoy.yaml's, read in the same
+  way, with the files of feed/sds/ filled.
 - Other YAML files: they parse, no key occurs twice, and what is meant for
   Kubernetes has `apiVersion`, `kind`, `metadata.name` and `spec`, or what the
   kind has in its place.
@@ -33,6 +35,8 @@ SAMPLE = {
     "FEED_PORT": "9010", "WORKER_1_PORT": "19001", "WORKER_2_PORT": "19002",
     "WORKER_3_PORT": "19003", "WASM_FILE": str(MODULE), "DEBUG_HEADERS": "true",
 }
+# What every feed cluster in place of the bootstrap's begins with.
+FEED_CLUSTER = "  - name: warmpath_feed\n"
 # Written by the build, not committed.
 MADE = ("../target/",)
 # What takes the place of `spec` in kinds that have none.
@@ -61,18 +65,44 @@ def mapping(loader: Strict, node: yaml.MappingNode) -> dict:
 Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
 
 
-def bootstrap_faults(path: pathlib.Path) -> list[str]:
-    """What Envoy finds wrong with a bootstrap."""
-    envoy = os.environ.get("ENVOY") or str(ROOT / ".venv" / "bin" / "envoy")
+def fill(path: pathlib.Path, to: pathlib.Path, values: dict[str, str]) -> str:
+    """Fills a template; what is wrong with it, or nothing."""
     filled = subprocess.run(
-        ["sh", str(FOLDER / "fill.sh"), str(path)], env={**os.environ, **SAMPLE},
+        ["sh", str(FOLDER / "fill.sh"), str(path)], env={**os.environ, **values},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
-    if filled.returncode:
-        return [filled.stderr.strip()]
+    to.write_text(filled.stdout)
+    return filled.stderr.strip() if filled.returncode else ""
+
+
+def with_feed(bootstrap: str, cluster: str) -> str:
+    """A bootstrap with another feed cluster in place of its own, which is its last."""
+    return bootstrap.split(FEED_CLUSTER)[0] + FEED_CLUSTER + cluster.split(FEED_CLUSTER)[1]
+
+
+def feed_faults(path: pathlib.Path) -> list[str]:
+    """What Envoy finds wrong with a feed cluster."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        values = SAMPLE | {
+            "FEED_FILES": name, "FEED_NAME": "spiffe://cluster.local/ns/inference/sa/sidecar",
+            "FEED_SOCKET": f"{name}/feed.sock",
+        }
+        for secret in (path.parent / "sds").glob("*.yaml"):
+            if wrong := fill(secret, folder / secret.name, values):
+                return [wrong]
+        whole = folder / "whole.yaml"
+        whole.write_text(with_feed((FOLDER / "envoy.yaml").read_text(), path.read_text()))
+        return bootstrap_faults(whole, values)
+
+
+def bootstrap_faults(path: pathlib.Path, values: dict[str, str]) -> list[str]:
+    """What Envoy finds wrong with a bootstrap."""
+    envoy = os.environ.get("ENVOY") or str(ROOT / ".venv" / "bin" / "envoy")
     with tempfile.TemporaryDirectory() as folder:
         config = pathlib.Path(folder) / "envoy.yaml"
-        config.write_text(filled.stdout)
+        if wrong := fill(path, config, values):
+            return [wrong]
         try:
             checked = subprocess.run(
                 [envoy, "--mode", "validate", "--log-level", "error", "-c", str(config)],
@@ -118,7 +148,9 @@ def compose_faults(compose: dict) -> list[str]:
 def faults(path: pathlib.Path) -> list[str]:
     """Everything wrong with one file."""
     if path.name.startswith("envoy") and path.parent == FOLDER:
-        return bootstrap_faults(path)
+        return bootstrap_faults(path, SAMPLE)
+    if path.parent == FOLDER / "feed":
+        return feed_faults(path)
     try:
         documents = [each for each in yaml.load_all(path.read_text(), Strict) if each is not None]
     except yaml.YAMLError as error:

@@ -100,6 +100,8 @@ def parts_of(run: str) -> list[Part]:
                   "--document-private-items"], "status", 30,
                  {"RUSTDOCFLAGS": "-D warnings"}),
             *modules,
+            Part("capabilities",
+                 [python, "scripts/check_capabilities.py", "target/warmpath.wasm"], "summary", 1),
             # Last: Envoy loads the module to read a bootstrap.
             Part("manifests", [python, "scripts/check_manifests.py"], "summary", 10),
         ]

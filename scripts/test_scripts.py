@@ -23,6 +23,7 @@ from unittest import mock
 
 import bench
 import bench_start
+import check_capabilities
 import check_dependencies
 import check_docs
 import check_invariants
@@ -64,6 +65,36 @@ def module(imports=("env.proxy_log",), code=300, pages=17, data=b"", exports=Non
         + section(10, bytes(code))
         + (section(11, data) if data else b"")
     )
+
+
+class Capabilities(unittest.TestCase):
+    """Goal: a list that says too little or too much is named."""
+
+    NAMES = {"proxy_log", "proxy_on_tick"}
+    GOOD = "runtime: envoy.wasm.runtime.v8\nallowed_capabilities: {\n  proxy_log: {}, proxy_on_tick: {}}\n"
+
+    def faults(self, text: str, is_bootstrap=True) -> list[str]:
+        return check_capabilities.file_faults(text, self.NAMES, is_bootstrap)
+
+    def test_both_ways_to_write_a_list(self):
+        block = "allowed_capabilities:\n  proxy_log: {}\n  proxy_on_tick: {}\n"
+        for text in [self.GOOD, self.GOOD.split("\n")[0] + "\n" + block]:
+            self.assertEqual(self.faults(text), [])
+
+    def test_what_is_missing_or_too_much(self):
+        self.assertEqual(self.faults(self.GOOD.replace("proxy_log", "proxy_http_call")),
+                         ["not listed: proxy_log", "listed, not needed: proxy_http_call"])
+        self.assertEqual(self.faults(self.GOOD.replace("{\n", "{proxy_log: {}, ")),
+                         ["a name twice"])
+
+    def test_a_bootstrap_without_a_list(self):
+        text = self.GOOD.split("\n")[0]
+        self.assertEqual(self.faults(text), ["1 VMs, 0 lists of capabilities"])
+        self.assertEqual(self.faults(text, is_bootstrap=False), [])
+
+    def test_a_module_that_lacks_something(self):
+        found = check_capabilities.module_faults(module(), self.NAMES)
+        self.assertEqual(found, ["the module lacks proxy_on_tick"])
 
 
 class Module(unittest.TestCase):

@@ -11,6 +11,7 @@
 //! Reading files is left to the caller.
 
 pub mod discovery;
+pub mod feed;
 pub mod fields;
 pub mod picker;
 pub mod replicas;
@@ -26,6 +27,7 @@ use serde_json::Value;
 use warmpath_core::limits::{CARD_ALIASES_MAX, CARD_MODELS_MAX, CARD_NAME_BYTES_MAX};
 
 use discovery::{DiscoveryConfig, DiscoveryEnv, EventPlane};
+use feed::FeedConfig;
 use fields::{Mistakes, Report, Section};
 use picker::{PickerConfig, PickerEnv};
 use replicas::{ReplicasConfig, ReplicasEnv};
@@ -92,8 +94,8 @@ pub enum LogFormat {
 /// The sidecar's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where filters attach.
-    pub feed_listen: SocketAddr,
+    /// Where filters attach, and which.
+    pub feed: FeedConfig,
     /// Bytes of log frames kept for followers that reconnect or lag.
     pub retained_bytes: usize,
     /// Where the status page is served.
@@ -171,9 +173,8 @@ impl Config {
         let mut root = Section::new("", yaml(text)?, &report);
 
         let mut feed = root.section("feed");
-        let feed_listen = listen(&mut feed, overrides.feed_listen.as_deref(), "127.0.0.1:9010");
         let retained_bytes = feed.number("retained_bytes", 1 << 20, 1 << 32);
-        feed.end();
+        let feed = FeedConfig::read(feed, overrides.feed_listen.as_deref(), directory);
 
         let mut status = root.section("status");
         let status_listen =
@@ -222,9 +223,9 @@ impl Config {
             report.add("models", "is missing: at least one model");
         }
         root.end();
-        let addresses = feed_listen.zip(status_listen).zip(recovery_listen);
-        let config = addresses.map(|((feed_listen, status_listen), recovery_listen)| Self {
-            feed_listen,
+        let addresses = feed.zip(status_listen).zip(recovery_listen);
+        let config = addresses.map(|((feed, status_listen), recovery_listen)| Self {
+            feed,
             retained_bytes: retained_bytes
                 .and_then(|bytes| usize::try_from(bytes).ok())
                 .unwrap_or(LOG_BYTES_DEFAULT),

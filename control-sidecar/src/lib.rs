@@ -8,6 +8,10 @@
 
 pub mod limits;
 
+pub mod credentials;
+
+pub mod tls;
+
 pub mod config;
 
 pub mod fleet;

@@ -389,6 +389,36 @@ pub const FILE_STORE_TOUCHED_EVERY: Duration = Duration::from_secs(3);
 /// How long our records stay in etcd when we are gone, in seconds; Dynamo's own.
 pub const ETCD_LEASE_TTL_S: i64 = 30;
 
+// --- who may connect -------------------------------------------------------
+
+/// Longest file of a certificate, key, authorities or tokens, in bytes.
+pub const CREDENTIAL_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Pause between two looks at such files.
+pub const CREDENTIALS_EVERY: Duration = Duration::from_secs(1);
+
+/// Tokens that are accepted at the same time: the old and the new one, for a few
+/// clients.
+pub const TOKENS_MAX: usize = 8;
+
+/// Length of a token, in bytes. A shorter one can be guessed.
+pub const TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=4_096;
+
+/// Names of clients that a server lets in.
+pub const ALLOWED_NAMES_MAX: usize = 64;
+
+/// Connections that one server holds open: every VM of every gateway has two.
+pub const SERVER_CONNECTIONS_MAX: usize = 4_096;
+
+/// Connections that wait for the server to take them.
+pub const CONNECTIONS_QUEUED: usize = 64;
+
+/// Handshakes under way at the same time, and how long each may take.
+pub const HANDSHAKES_MAX: usize = 256;
+
+/// See [`HANDSHAKES_MAX`].
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
 // --- pulled events ---------------------------------------------------------
 
 /// Pause between two looks at a server's buffer of events. It is emptied with

@@ -54,6 +54,8 @@ pub struct Metrics {
     resyncs: Reasons,
     snapshots: Reasons,
     streams_refused: Reasons,
+    feed_refused: Reasons,
+    credential_reloads: Reasons,
     blobs_unknown: Counter,
     followers: Level,
     streams: Level,
@@ -109,6 +111,8 @@ impl Metrics {
             resyncs, "feed_resyncs", "Followers told to take the index anew, by reason";
             snapshots, "feed_snapshots", "Snapshots, by outcome";
             streams_refused, "feed_streams_refused", "Streams of filters refused or ended, by reason";
+            feed_refused, "feed_refused", "Connections and streams refused because of who asks, by reason";
+            credential_reloads, "credential_reloads", "Changed files of certificates or tokens that were read, by outcome";
             blobs_unknown, "feed_blobs_unknown", "Blobs asked for that are not known";
             followers, "feed_followers", "Filters that follow the log";
             streams, "feed_streams", "Streams of filters";
@@ -263,6 +267,16 @@ impl Metrics {
     /// A filter's stream was refused or ended by us.
     pub fn stream_refused(&self, word: &'static str) {
         self.streams_refused.get_or_create(&reason(word)).inc();
+    }
+
+    /// A connection or stream was refused because of who asks for it.
+    pub fn feed_refused(&self, word: &'static str) {
+        self.feed_refused.get_or_create(&reason(word)).inc();
+    }
+
+    /// Files of certificates or tokens have changed and were read.
+    pub fn credentials_read(&self, outcome: &'static str) {
+        self.credential_reloads.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// A filter asked for a blob that is not known.

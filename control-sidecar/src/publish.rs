@@ -17,4 +17,5 @@ pub mod log;
 pub mod pace;
 pub mod service;
 pub mod snapshot;
+pub mod socket;
 pub mod usage;

@@ -1,6 +1,6 @@
 //! Run: puts the parts together, starts them and stops them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,18 +10,20 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::discovery::{Backend, DiscoveryEnv, EventPlane};
+use crate::config::feed::{FeedConfig, Listen};
 use crate::config::picker::PickerEnv;
 use crate::config::replicas::ReplicasEnv;
 use crate::config::router::RouterEnv;
 use crate::config::workers::WorkerList;
 use crate::config::{Config, LogFormat, Overrides, RecoveryConfig, WorkerSource};
+use crate::credentials::Reloaded;
+use crate::credentials::token::Tokens;
 use crate::discovery::{self, read_bounded};
 use crate::keeper::{Inputs, Keeper};
 use crate::limits::{ATTEMPTS_QUEUED, UPDATES_QUEUED_MAX};
@@ -30,9 +32,11 @@ use crate::model::{cache::Cache, loader::Loader};
 use crate::picker::Picker;
 use crate::publish::log::FeedLog;
 use crate::publish::service::{FeedServer, Shared};
+use crate::publish::socket;
 use crate::replicas::{Replicas, announce};
 use crate::source::Transports;
 use crate::status;
+use crate::tls::{self, accept};
 
 /// Questions that wait for the keeper.
 const QUESTIONS_QUEUED: usize = 64;
@@ -43,6 +47,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a silent gateway is asked for a sign of life, and how long it has.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 
+/// The address of a server that is not reached over TCP.
+const NOWHERE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+
 /// Feeds Warmpath's filters with what the workers' caches hold.
 #[derive(Debug, Parser)]
 #[command(name = "warmpath-sidecar", version)]
@@ -50,7 +57,7 @@ pub struct Arguments {
     /// Configuration file (YAML).
     #[arg(long, env = "WARMPATH_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
-    /// Where filters attach; wins over the file.
+    /// Where filters attach: IP:PORT or unix:PATH; wins over the file.
     #[arg(long, env = "WARMPATH_FEED_LISTEN", value_name = "ADDRESS")]
     pub feed_listen: Option<String>,
     /// Where the status page is served; wins over the file.
@@ -188,7 +195,7 @@ async fn stop_signal() -> std::io::Result<()> {
 /// A running sidecar.
 #[derive(Debug)]
 pub struct Sidecar {
-    /// Where filters attach.
+    /// Where filters attach over TCP; port 0 if they do over a Unix socket.
     pub feed: SocketAddr,
     /// Where the status page is.
     pub status: SocketAddr,
@@ -205,17 +212,16 @@ impl Sidecar {
     ///
     /// If an address cannot be bound, or there is no randomness for the epoch.
     pub async fn start(config: Config) -> Result<Self, Failure> {
-        let bind = |address: SocketAddr| async move {
-            TcpListener::bind(address).await.map_err(|error| format!("{address}: {error}"))
-        };
-        let feed_listener = bind(config.feed_listen).await?;
-        let status_listener = bind(config.status_listen).await?;
-        let (feed, status) = (feed_listener.local_addr()?, status_listener.local_addr()?);
-
         let stop = CancellationToken::new();
+        let metrics = Arc::new(Metrics::new());
+        let (feed_listener, feed) = listen(&config.feed, &metrics, &stop).await?;
+        let tokens = tokens(&config.feed, &metrics, &stop).await?;
+        let status_listener = bind(config.status_listen).await?;
+        let status = status_listener.local_addr()?;
+
         let (questions, question_queue) = mpsc::channel(QUESTIONS_QUEUED);
         let log = FeedLog::new(new_epoch()?, config.retained_bytes);
-        let shared = Arc::new(Shared::new(log, questions, Arc::new(Metrics::new()), stop.clone()));
+        let shared = Arc::new(Shared::new(log, questions, metrics, stop.clone()));
         let mut tasks = JoinSet::new();
 
         let (attempts, attempt_queue) = mpsc::channel(ATTEMPTS_QUEUED);
@@ -254,12 +260,17 @@ impl Sidecar {
             None => None,
         };
 
+        let counted = Arc::clone(&shared.metrics);
+        let refused = move |reason| {
+            counted.feed_refused(reason);
+            debug!(reason, "a connection to the feed was refused");
+        };
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .add_service(FeedServer(Arc::clone(&shared)))
+            .add_service(FeedServer { shared: Arc::clone(&shared), tokens })
             .serve_with_incoming_shutdown(
-                tokio_stream::StreamExt::map(TcpListenerStream::new(feed_listener), no_delay),
+                accept::incoming(feed_listener, refused, stop.clone()),
                 stop.clone().cancelled_owned(),
             );
         let stop_all = stop.clone();
@@ -276,7 +287,7 @@ impl Sidecar {
                 error!(%error, "the status page's server has ended");
             }
         });
-        info!(%feed, %status, epoch = shared.log.epoch(), "started");
+        info!(feed = %bound(&config.feed, feed), %status, epoch = shared.log.epoch(), "started");
         Ok(Self { feed, status, picker, shared, tasks })
     }
 
@@ -298,13 +309,63 @@ fn backend(workers: &WorkerSource) -> Option<Backend> {
     }
 }
 
-/// Frames are small and wait for nothing.
-fn no_delay(
-    stream: std::io::Result<tokio::net::TcpStream>,
-) -> std::io::Result<tokio::net::TcpStream> {
-    let stream = stream?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| format!("{address}: {error}"))
+}
+
+/// Binds the feed's server; where it is reached over TCP beside it.
+async fn listen(
+    config: &FeedConfig,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> Result<(accept::Listener, SocketAddr), Failure> {
+    if let Some(warning) = config.warning {
+        warn!("{warning}");
+    }
+    let address = match &config.listen {
+        Listen::Tcp(address) => *address,
+        Listen::Unix { path, mode } => {
+            let bound = socket::bind(path, *mode).await;
+            let listener = bound.map_err(|error| format!("{}: {error}", path.display()))?;
+            return Ok((accept::Listener::Unix(listener), NOWHERE));
+        }
+    };
+    let listener = bind(address).await?;
+    let address = listener.local_addr()?;
+    let listener = match &config.tls {
+        Some(files) => {
+            let (metrics, stop) = (Arc::clone(metrics), stop.clone());
+            let settings = tls::serve_from("feed", files, &[b"h2"], metrics, stop).await;
+            let settings = settings.map_err(|error| format!("feed.tls: {error}"))?;
+            accept::Listener::Tls(listener, settings)
+        }
+        None => accept::Listener::Tcp(listener),
+    };
+    Ok((listener, address))
+}
+
+/// The tokens that filters must send.
+async fn tokens(
+    config: &FeedConfig,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> Result<Option<Reloaded<Tokens>>, Failure> {
+    let Some(file) = &config.token_file else { return Ok(None) };
+    let read = |contents: &[Vec<u8>]| {
+        let tokens = contents.first().map_or(&[][..], Vec::as_slice);
+        Tokens::parse(tokens)
+    };
+    let (metrics, stop) = (Arc::clone(metrics), stop.clone());
+    let tokens = Reloaded::start("feed tokens", vec![file.clone()], read, metrics, stop).await;
+    Ok(Some(tokens.map_err(|error| format!("feed.token_file: {error}"))?))
+}
+
+/// Where the feed is, with the port that it got.
+fn bound(config: &FeedConfig, address: SocketAddr) -> Listen {
+    match &config.listen {
+        Listen::Tcp(_) => Listen::Tcp(address),
+        unix @ Listen::Unix { .. } => unix.clone(),
+    }
 }
 
 /// A number that no other life of a sidecar has had; not zero.

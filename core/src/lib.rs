@@ -70,6 +70,8 @@ pub mod index;
 
 pub mod replica;
 
+pub mod stream;
+
 pub mod uplink;
 
 pub mod bookings;

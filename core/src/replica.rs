@@ -62,6 +62,9 @@ pub struct Position {
 pub struct Counters {
     /// Frames or entries that could not be read.
     pub bad_frames: u64,
+    /// Frames of the log, or entries with such, that had come before or are older
+    /// than what has: passed over.
+    pub replayed: u64,
     /// Times that the index stopped being live because a frame was missing.
     pub gaps: u64,
     /// Snapshots completed.
@@ -274,6 +277,16 @@ impl Replica {
     fn apply_state(&mut self, frame: &Frame<'_>) -> Changed {
         let at = Position { epoch: frame.epoch, sequence: frame.sequence };
         let mut changed = Changed { feed: true, ..Changed::default() };
+        let had = match frame.kind {
+            Kind::Roster => self.roster_from,
+            Kind::Card => self.cards_from,
+            _ => self.settings_from,
+        };
+        if at.epoch == had.epoch && at.sequence < had.sequence {
+            // Workers that have gone must not come back.
+            self.counters.replayed += 1;
+            return changed;
+        }
         match frame.kind {
             Kind::Roster if at != self.roster_from => match Roster::decode(frame.body) {
                 Ok(roster) => {

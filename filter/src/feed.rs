@@ -12,6 +12,7 @@ use warmpath_core::frame::{Frame, Kind};
 use warmpath_core::lease;
 use warmpath_core::replica::SnapshotProgress;
 use warmpath_core::shared::SharedData;
+use warmpath_core::stream::StreamOrder;
 use warmpath_core::uplink::{BlobPart, Hello, More, Purpose};
 
 use crate::host;
@@ -39,6 +40,8 @@ struct Follow {
     heard_at_ms: u64,
     /// Whether anything has come at all.
     is_heard: bool,
+    /// What may come next.
+    order: StreamOrder,
     /// The blob that is being fetched for the shelf.
     fetch: Option<Fetch>,
     /// What this gateway books, once the sidecar has said that it wants to hear
@@ -195,6 +198,7 @@ impl Vm {
                 stream,
                 heard_at_ms: now_ms,
                 is_heard: false,
+                order: StreamOrder::new(seen),
                 fetch: None,
                 uplink: None,
             });
@@ -290,6 +294,12 @@ impl Vm {
             self.end_follow();
             return;
         };
+        if let Some(follow) = &mut self.feed.follow
+            && follow.order.take(&frame).is_err()
+        {
+            self.metrics.add(Counter::FramesReplayed, 1);
+            return;
+        }
         match frame.kind {
             Kind::BlobPart => {
                 if let Ok(part) = BlobPart::decode(frame.body) {

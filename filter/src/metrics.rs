@@ -45,6 +45,9 @@ pub enum Counter {
     RingAppendsDelayed,
     /// Frames that could not be read.
     BadFrames,
+    /// Frames that had come before, are older than what has, or are of another log
+    /// than their stream: passed over.
+    FramesReplayed,
     /// Times that a frame was missing.
     FeedGaps,
     /// Times that the ring log had moved on before it was read.
@@ -101,7 +104,7 @@ pub enum Counter {
     WakesMissed,
 }
 
-const COUNTERS: [(Counter, &str); 39] = [
+const COUNTERS: [(Counter, &str); 40] = [
     (Counter::PromptTokens, "warmpath_prompt_tokens_total"),
     (Counter::PredictedCachedTokens, "warmpath_predicted_cached_tokens_total"),
     (Counter::ObservedCachedTokens, "warmpath_observed_cached_tokens_total"),
@@ -115,6 +118,7 @@ const COUNTERS: [(Counter, &str); 39] = [
     (Counter::BookingsExpired, "warmpath_bookings_expired_total"),
     (Counter::RingAppendsDelayed, "warmpath_ring_appends_delayed_total"),
     (Counter::BadFrames, "warmpath_bad_frames_total"),
+    (Counter::FramesReplayed, "warmpath_frames_replayed_total"),
     (Counter::FeedGaps, "warmpath_feed_gaps_total"),
     (Counter::RingOverruns, "warmpath_ring_overruns_total"),
     (Counter::Snapshots, "warmpath_snapshots_total"),

@@ -410,6 +410,7 @@ impl Vm {
         let counters = self.replica.counters();
         let seen = core::mem::replace(&mut self.reported, counters);
         self.metrics.add(Counter::BadFrames, counters.bad_frames - seen.bad_frames);
+        self.metrics.add(Counter::FramesReplayed, counters.replayed - seen.replayed);
         self.metrics.add(Counter::FeedGaps, counters.gaps - seen.gaps);
         self.metrics.add(Counter::RingOverruns, counters.overruns - seen.overruns);
         self.metrics.add(Counter::Snapshots, counters.snapshots - seen.snapshots);

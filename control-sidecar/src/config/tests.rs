@@ -37,7 +37,7 @@ fn models() -> Vec<ModelConfig> {
 #[test]
 fn a_good_file_is_taken_over() {
     let config = parse(GOOD).unwrap();
-    assert_eq!(config.feed_listen.port(), 9110);
+    assert_eq!(config.feed.listen.to_string(), "127.0.0.1:9110");
     assert_eq!(config.status_listen.port(), 9111);
     assert_eq!(config.sync_deadline, Duration::from_millis(1500));
     assert_eq!(config.workers, WorkerSource::File("/etc/warmpath/workers.yaml".into()));
@@ -171,7 +171,8 @@ fn environment_and_flags_win() {
         picker: PickerEnv::default(),
     };
     let config = Config::parse(GOOD, Path::new(""), &overrides).unwrap();
-    assert_eq!((config.feed_listen.port(), config.status_listen.port()), (1, 2));
+    assert_eq!(config.feed.listen.to_string(), "127.0.0.1:1");
+    assert_eq!(config.status_listen.port(), 2);
     assert_eq!(config.log, LogFormat::Json);
     assert_eq!(config.cache_directory, Some("/var/cache/warmpath".into()));
     let named = format!("cache: {{directory: /there}}\n{GOOD}");

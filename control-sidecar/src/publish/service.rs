@@ -28,6 +28,8 @@ use super::blobs::Blobs;
 use super::log::FeedLog;
 use super::usage::UsageBoard;
 use super::{follow, snapshot};
+use crate::credentials::Reloaded;
+use crate::credentials::token::Tokens;
 use crate::keeper::Question;
 use crate::limits::{SNAPSHOTS_MAX, STREAM_FRAMES_QUEUED, STREAMS_MAX, UP_BYTES_MAX};
 use crate::metrics::Metrics;
@@ -239,7 +241,22 @@ async fn serve(shared: Arc<Shared>, up: Streaming<Up>, down: mpsc::Sender<Result
 
 /// The service, to be added to a server.
 #[derive(Clone, Debug)]
-pub struct FeedServer(pub Arc<Shared>);
+pub struct FeedServer {
+    /// What every stream shares.
+    pub shared: Arc<Shared>,
+    /// Tokens, one of which must come with each request; `None` for no token.
+    pub tokens: Option<Reloaded<Tokens>>,
+}
+
+impl FeedServer {
+    fn check(&self, headers: &http::HeaderMap) -> Result<(), Status> {
+        let Some(tokens) = &self.tokens else { return Ok(()) };
+        tokens.get().check(headers).map_err(|refusal| {
+            self.shared.metrics.feed_refused(refusal.reason());
+            Status::unauthenticated("a bearer token is needed")
+        })
+    }
+}
 
 impl NamedService for FeedServer {
     const NAME: &'static str = "warmpath.feed.v1.Feed";
@@ -256,7 +273,7 @@ impl StreamingService<Up> for FeedServer {
     type Future = Pending<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Up>>) -> Self::Future {
-        let shared = Arc::clone(&self.0);
+        let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             let Ok(permit) = Arc::clone(&shared.streams).try_acquire_owned() else {
                 shared.metrics.stream_refused("streams");
@@ -290,6 +307,9 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let method = self.clone();
         Box::pin(async move {
+            if let Err(status) = method.check(request.headers()) {
+                return Ok(status.into_http());
+            }
             if request.uri().path() != ATTACH {
                 return Ok(Status::unimplemented("no such method").into_http());
             }

@@ -9,6 +9,9 @@
     reason = "a test binary"
 )]
 
+#[path = "../../../tests/src/secure/certificates.rs"]
+#[expect(unreachable_pub, reason = "it is a module of a library, too")]
+mod certificates;
 mod dynamo;
 mod feed;
 mod picker;
@@ -16,5 +19,6 @@ mod plane;
 mod program;
 mod pull;
 mod replicas;
+mod secure;
 mod sources;
 mod support;

@@ -311,21 +311,29 @@ impl Filter {
     pub(crate) async fn attach_silently(feed: SocketAddr) -> Self {
         let channel =
             Channel::from_shared(format!("http://{feed}")).unwrap().connect().await.unwrap();
+        Self::over(channel, &[]).await.unwrap()
+    }
+
+    /// Opens a stream over a connection, with values of `authorization`.
+    pub(crate) async fn over(channel: Channel, authorization: &[&str]) -> Result<Self, Status> {
         let mut client = tonic::client::Grpc::new(channel);
-        client.ready().await.unwrap();
+        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let (up, frames) = mpsc::channel(64);
         let codec = ProstCodec::<Up, Down>::default();
         let path = PathAndQuery::from_static(ATTACH);
-        let request = Request::new(ReceiverStream::new(frames));
-        let down = client.streaming(request, path, codec).await.unwrap().into_inner();
-        Self { up, down }
+        let mut request = Request::new(ReceiverStream::new(frames));
+        for value in authorization {
+            request.metadata_mut().append("authorization", value.parse().unwrap());
+        }
+        let down = client.streaming(request, path, codec).await?.into_inner();
+        Ok(Self { up, down })
     }
 
     pub(crate) async fn say(&self, kind: Kind, body: &[u8]) {
         assert!(self.try_say(kind, body).await, "the stream goes on");
     }
 
-    async fn try_say(&self, kind: Kind, body: &[u8]) -> bool {
+    pub(crate) async fn try_say(&self, kind: Kind, body: &[u8]) -> bool {
         let frame = Frame { kind, epoch: 0, sequence: 0, body }.encode().into();
         self.up.send(Up { frame }).await.is_ok()
     }

@@ -137,15 +137,15 @@ impl Replica {
         // Begun again meanwhile: the stream is of no use, but not wrong.
         let Some(incoming) = &mut self.incoming else { return Some(SnapshotProgress::Failed) };
         match frame.kind {
-            Kind::SnapshotStart => {
+            Kind::SnapshotStart if incoming.at.is_none_or(|start| start == at) => {
                 incoming.blocks_expected = SnapshotStart::decode(frame.body).ok()?.blocks;
                 incoming.at = Some(at);
             }
-            Kind::SnapshotPart if incoming.at.is_some() => {
+            // Parts of another snapshot are not what was announced.
+            Kind::SnapshotPart if incoming.at == Some(at) => {
                 incoming.index.apply(&Delta::decode(frame.body).ok()?);
             }
-            Kind::SnapshotEnd => {
-                incoming.at?;
+            Kind::SnapshotEnd if incoming.at == Some(at) => {
                 incoming.is_whole = true;
                 return Some(self.settle());
             }

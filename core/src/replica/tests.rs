@@ -117,7 +117,50 @@ fn doubled_frames_change_nothing() {
     }
     assert_eq!(held(&mut replica), BTreeSet::new());
     assert!(replica.is_live());
-    assert_eq!(replica.counters().gaps, 0);
+    assert_eq!((replica.counters().gaps, replica.counters().replayed), (0, 2));
+}
+
+/// Goal: whoever sends frames of the past again, of this log or of one before it,
+/// brings back neither blocks nor workers, does not stop the index, and is counted.
+#[test]
+fn frames_of_the_past_are_refused() {
+    let mut old = Sidecar::new(6);
+    let of_before = old.delta(&[1, 2], &[]);
+    let mut sidecar = Sidecar::new(7);
+    let mut replica = live(&sidecar);
+    let stored = sidecar.delta(&[3], &[]);
+    ring(&mut replica, &stored);
+    ring(&mut replica, &sidecar.delta(&[], &[3]));
+    ring(&mut replica, &roster_frame(5, &[(1, 1), (2, 2)]));
+    ring(&mut replica, &roster_frame(6, &[(1, 1)]));
+    let (held_before, seen) = (held(&mut replica), replica.seen());
+    for frame in [&of_before, &stored, &roster_frame(5, &[(1, 1), (2, 2)])] {
+        let before = replica.counters().replayed;
+        ring(&mut replica, frame);
+        assert_eq!(replica.counters().replayed, before + 1);
+        assert_eq!((held(&mut replica), replica.seen()), (held_before.clone(), seen));
+        assert!(replica.is_live());
+        assert_eq!(replica.roster().workers.len(), 1);
+    }
+    let next = sidecar.delta(&[4], &[]);
+    ring(&mut replica, &next);
+    assert!(replica.is_live() && held(&mut replica).contains(&4));
+}
+
+/// Goal: parts of one snapshot are not taken for parts of another.
+#[test]
+fn a_part_of_another_snapshot_is_refused() {
+    let mut sidecar = Sidecar::new(7);
+    sidecar.delta(&[1], &[]);
+    let older = sidecar.snapshot();
+    sidecar.delta(&[2], &[1]);
+    let newer = sidecar.snapshot();
+    let mut replica = Replica::new(1_000);
+    ring(&mut replica, &sidecar.resync());
+    replica.begin_snapshot();
+    let mixed = [newer[0].clone(), older[1].clone()];
+    assert_eq!(load(&mut replica, &mixed), SnapshotProgress::Failed);
+    assert!(replica.wants_snapshot());
 }
 
 /// Goal: a frame that is lost never leaves a wrong index in force.

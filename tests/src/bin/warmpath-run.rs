@@ -11,6 +11,7 @@ use warmpath_tests::bookings;
 use warmpath_tests::dynamo::interop;
 use warmpath_tests::ext_proc;
 use warmpath_tests::fleet::changes;
+use warmpath_tests::secure;
 use warmpath_tests::stack::options::{Command, Options, OptionsError, USAGE};
 use warmpath_tests::stack::report::Report;
 use warmpath_tests::stack::{child, demo, smoke};
@@ -20,7 +21,10 @@ use warmpath_tests::{replicas, spoof};
 async fn main() -> ExitCode {
     let counted = matches!(
         std::env::args().nth(1).as_deref(),
-        Some("smoke" | "fleet" | "bookings" | "replicas" | "spoof" | "ext-proc" | "dynamo")
+        Some(
+            "smoke" | "fleet" | "bookings" | "replicas" | "secure" | "spoof" | "ext-proc"
+                | "dynamo",
+        )
     );
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
@@ -48,6 +52,7 @@ async fn main() -> ExitCode {
         Command::Fleet => bounded(changes::run(options), stop).await,
         Command::Bookings => bounded(bookings::run(options), stop).await,
         Command::Replicas => bounded(replicas::run(options), stop).await,
+        Command::Secure => bounded(secure::run(options), stop).await,
         Command::Spoof => bounded(spoof::run(options), stop).await,
         Command::ExtProc => bounded(ext_proc::run(options), stop).await,
         Command::Dynamo => bounded(interop::run(options), stop).await,

@@ -305,6 +305,13 @@ impl Stack {
         }
     }
 
+    /// Kills an engine without warning.
+    pub async fn kill_engine(&mut self, index: usize) {
+        if index < self.engines.len() {
+            self.engines.remove(index).kill_now().await;
+        }
+    }
+
     /// Address of the gateway with the module.
     #[must_use]
     pub fn gateway(&self) -> String {

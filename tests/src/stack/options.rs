@@ -11,6 +11,7 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   warmpath-run fleet         engines that come, go, die and trade places under load
   warmpath-run bookings      bookings under races, faults and crashes, in order and to the end
   warmpath-run replicas      two gateways of the same engines, with replica sync and without
+  warmpath-run secure        who may feed the gateway, old frames, what is left of a request
   warmpath-run spoof         clients that name a host of their choosing, in every mode and failure
   warmpath-run ext-proc      the endpoint picker beside the module: the same decisions
   warmpath-run dynamo        real Dynamo workers and frontends instead of simulated engines
@@ -23,8 +24,8 @@ warmpath-run: Envoy with Warmpath, the sidecar and three simulated engines
   --seed N                   of the requests [1]
   --streams N                of bookings under faults [100000]
   --python FILE              Python that has Dynamo, for dynamo [.cache/dynamo/bin/python]
-  --case NAME                only this case of bookings (atomic, chaos, crash) or dynamo; may be
-                             repeated
+  --case NAME                only this case of bookings (atomic, chaos, crash), secure (strangers,
+                             socket, replay, canary) or dynamo; may be repeated
 
   ENVOY (environment)        Envoy to run [.venv/bin/envoy, else envoy on the PATH]
 ";
@@ -47,6 +48,8 @@ pub enum Command {
     Bookings,
     /// Check whether two gateways agree.
     Replicas,
+    /// Check who may feed the gateway, and what is left of a request.
+    Secure,
     /// Check that clients cannot choose a host.
     Spoof,
     /// Check that the endpoint picker decides as the module does.
@@ -131,6 +134,7 @@ impl Options {
                 "fleet" => command = Some(Command::Fleet),
                 "bookings" => command = Some(Command::Bookings),
                 "replicas" => command = Some(Command::Replicas),
+                "secure" => command = Some(Command::Secure),
                 "spoof" => command = Some(Command::Spoof),
                 "ext-proc" => command = Some(Command::ExtProc),
                 "dynamo" => command = Some(Command::Dynamo),
