@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import yaml
 import gateway_xds
 from chart import CONFIG, ROOT, documents, render
 from report import Report
-
+from stack import MODEL, NotUp, Stack
 
 VALIDATE_SECONDS_MAX = 120
 WORKERS = "outbound|8000||workers.inference.svc.cluster.local"
@@ -67,11 +66,6 @@ def complaints(envoy: str, bootstrap: dict, folder: pathlib.Path) -> list[str]:
     return found or (said[-3:] if done.returncode else [])
 
 
-def is_refused_mode(found: list[str]) -> bool:
-    """Whether the module does not know the mode yet."""
-    return any("`mode` must be" in line for line in found)
-
-
 def check_validate(report: Report, envoy: str, module: pathlib.Path) -> None:
     """Envoy reads what every manifest makes of its configuration."""
     for path in sorted((CONFIG / "kubernetes").glob("*.yaml")):
@@ -85,6 +79,156 @@ def check_validate(report: Report, envoy: str, module: pathlib.Path) -> None:
             certificates(folder, xds)
             bootstrap = gateway_xds.static(xds, folder, module, 10000, 9901, {}, discovers=False)
             report.none(f"Envoy reads {path.name}", complaints(envoy, bootstrap, folder))
+
+
+# --- traffic -----------------------------------------------------------------
+
+SESSIONS, TURNS = 3, 3
+# What a client must not reach a worker of its choosing by: core/src/headers.rs.
+SPOOFED = ("x-gateway-destination-endpoint", "x-dynamo-worker-instance-id", "x-worker-instance-id",
+           "x-dynamo-dp-rank", "x-dynamo-prefill-instance-id", "x-prefiller-host-port", "x-envoy-original-dst-host",
+           "target-pod", "x-warmpath-worker", "test-epp-endpoint-selection")
+
+
+def check_traffic(report: Report, name: str, settings: list[str], controller, workers: str, feed: list[str],
+                  arguments: argparse.Namespace) -> None:
+    """Requests through an Envoy that is configured so."""
+    extra = ["workers.selector.app=workers", "gateway.create=true", "filter.debug_headers=true", *settings]
+    objects = render(*[part for setting in extra for part in ("--set", setting)])
+    mode = next(setting.split("=")[1] for setting in settings if setting.startswith("mode="))
+    try:
+        with Stack(controller(objects), workers, feed, arguments.module, arguments.bin_dir, arguments.envoy,
+                   is_direct=mode == "body") as stack:
+            if name in PENDING:
+                check_pending(report, name, stack)
+                return
+            stack.warm()
+            check_conversations(report, f"{name}: ", stack)
+            check_spoofing(report, f"{name}: ", stack)
+            check_large(report, f"{name}: ", stack)
+            if mode == "body":
+                check_nvext(report, f"{name}: ", stack)
+            check_without_sidecar(report, f"{name}: ", stack)
+    except NotUp as error:
+        report.check(f"{name}: still waits for the module: {PENDING[name]}" if name in PENDING
+                     else f"{name}: serves", name in PENDING, error)
+
+
+def check_pending(report: Report, name: str, stack: Stack) -> None:
+    """What cannot serve yet does not."""
+    try:
+        stack.warm(PENDING_SECONDS_MAX)
+    except NotUp:
+        report.check(f"{name}: still waits for the module: {PENDING[name]}", True)
+    else:
+        report.check(f"{name}: works by now: take it out of PENDING", False)
+
+
+def check_conversations(report: Report, name: str, stack: Stack) -> None:
+    """Every turn goes to the worker that holds the turns before, as predicted."""
+    wrong = []
+    for session in range(SESSIONS):
+        messages = [{"role": "user", "content": f"Conversation {session}. " + f"Tell me of subject {session}. " * 20}]
+        chosen = set()
+        for turn in range(TURNS):
+            answer = stack.chat(messages)
+            if answer.status != 200:
+                wrong.append(f"status {answer.status}: {answer.body[:200]!r}")
+                break
+            headers = answer.headers
+            served, said = headers.get("x-engine-id"), headers.get("x-warmpath-worker")
+            chosen.add(served)
+            if served != f"engine-{said}":
+                wrong.append(f"{served} served, worker {said} was chosen")
+            predicted = int(headers.get("x-warmpath-predicted-cached-tokens", "-1"))
+            usage = answer.json()["usage"].get("prompt_tokens_details") or {}
+            if headers.get("x-warmpath-reason") != "kv" or predicted != usage.get("cached_tokens", 0):
+                wrong.append(f"{headers.get('x-warmpath-reason')}: {predicted} predicted, {usage} reported")
+            if turn and not predicted:
+                wrong.append(f"turn {turn + 1} met no cache")
+            messages += [answer.json()["choices"][0]["message"],
+                         {"role": "user", "content": f"And turn {turn}? " * 12}]
+        if len(chosen) != 1:
+            wrong.append(f"session {session} went to {chosen}")
+    report.none(f"{name}{SESSIONS * TURNS} turns go where they are cached, and it is known how much", wrong)
+
+
+def check_spoofing(report: Report, name: str, stack: Stack) -> None:
+    """No header of a client's sends it anywhere."""
+    victim = stack.engines[0]
+    wrong = []
+    question = [{"role": "user", "content": "What shall be cached elsewhere? " * 20}]
+    first = stack.chat(question).headers.get("x-engine-id")
+    values = {"x-gateway-destination-endpoint": f"127.0.0.1:{victim['port']},203.0.113.1:80",
+              "x-prefiller-host-port": f"127.0.0.1:{victim['port']}"}
+    for header in SPOOFED:
+        for engine in range(1, len(stack.engines) + 1):
+            answer = stack.chat(question, {header: values.get(header, str(engine))})
+            told = answer.headers.get("x-engine-told", "")
+            if answer.status != 200 or answer.headers.get("x-engine-id") != first or "203.0.113" in told:
+                wrong.append(f"{header}: {answer.status} by {answer.headers.get('x-engine-id')}, not {first}")
+    report.none(f"{name}{len(SPOOFED)} headers of a client's choose nothing", wrong)
+
+
+def check_large(report: Report, name: str, stack: Stack) -> None:
+    """A prompt above a gateway's default buffer of 1 MiB."""
+    answer = stack.chat([{"role": "user", "content": "A long prompt, again and again. " * 50_000}])
+    # The simulated engine takes no more tokens than its model does, and says so.
+    told = answer.headers.get("x-warmpath-reason")
+    report.check(f"{name}a body of 1.6 MB is not refused by the gateway", answer.status in (200, 400) and told,
+                 f"{answer.status} {told} {answer.body[:200]!r}")
+
+
+def check_nvext(report: Report, name: str, stack: Stack) -> None:
+    """Mode body: the frontend is told in the body, and nothing else is lost of it."""
+    stack.chat([{"role": "user", "content": "Which of you is it? " * 10}], user="somebody",
+               nvext={"backend_instance_id": 99, "extra_fields": ["worker_id"]})
+    seen = [each for frontend in stack.frontends for each in frontend.seen][-1:]
+    bodies = [each["body"] for frontend in stack.frontends for each in frontend.seen
+              if each["body"].get("user") == "somebody"]
+    report.check(f"{name}the body keeps what it had", len(bodies) == 1 and bodies[0]["model"] == MODEL,
+                 bodies or seen)
+    refused = [each for frontend in stack.frontends for each in frontend.seen
+               if "content-length" in each["headers"] and each["headers"].get("transfer-encoding")]
+    report.none(f"{name}no request has two lengths", refused)
+
+
+def check_without_sidecar(report: Report, name: str, stack: Stack) -> None:
+    """The gateway goes on without the sidecar."""
+    stack.end("sidecar")
+    wrong = []
+    for at in range(10):
+        answer = stack.chat([{"role": "user", "content": f"Question {at} without a sidecar. " * 10}],
+                            {"x-gateway-destination-endpoint": "203.0.113.1:80"})
+        if answer.status != 200:
+            wrong.append(f"{answer.status} {answer.body[:200]!r}")
+    report.none(f"{name}serves on without the sidecar", wrong)
+
+
+OWN_FEED = "warmpath_feed"
+ISTIO_FEED = "outbound|9010||warmpath-sidecar.inference.svc.cluster.local"
+SERVICE_FEED = "warmpath-sidecar.inference.svc.cluster.local"
+RUNS = [
+    ("istio, endpoint", ["mode=endpoint"], gateway_xds.istio, WORKERS, [SERVICE_FEED]),
+    ("istio, endpoint, sidecar in the gateway", ["mode=endpoint", "sidecar.placement=gateway"],
+     gateway_xds.istio, WORKERS, [OWN_FEED]),
+    ("istio, body, WasmPlugin", ["mode=body"], gateway_xds.istio, WORKERS, [SERVICE_FEED]),
+    ("istio, body, TrafficExtension", ["mode=body", "module.resource=TrafficExtension"], gateway_xds.istio,
+     WORKERS, [SERVICE_FEED]),
+    ("envoy gateway, endpoint", ["mode=endpoint", "gateway.provider=envoy-gateway"], gateway_xds.envoy_gateway,
+     ROUTE, [SERVICE_FEED]),
+    ("istio, buffer", ["mode=buffer"], gateway_xds.istio, WORKERS, [SERVICE_FEED]),
+    ("istio, endpoint, Istio's cluster of the feed", ["mode=endpoint", "feed.cluster=service"],
+     gateway_xds.istio, WORKERS, [ISTIO_FEED]),
+]
+# Manifests that are ahead of the module, and what it lacks. One that has come to work must be
+# taken out here, and fails until it is.
+PENDING = {
+    "istio, endpoint, Istio's cluster of the feed":
+        "the module sends the cluster's name as authority, which no HTTP/2 server takes",
+}
+# How long one of those may take to serve all the same.
+PENDING_SECONDS_MAX = 8
 
 
 def check_planted(report: Report, envoy: str, module: pathlib.Path) -> None:
@@ -142,6 +286,8 @@ def main() -> int:
     report = Report()
     check_validate(report, arguments.envoy, arguments.module)
     check_planted(report, arguments.envoy, arguments.module)
+    for run in RUNS:
+        check_traffic(report, *run, arguments)
     return report.finish()
 
 

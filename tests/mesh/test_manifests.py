@@ -162,8 +162,9 @@ def check_refused_values(report: Report) -> None:
         "sidecar.placment=gateway": "placment",
         "module.digest=latest": "digest",
         "filter.feed_cluster=x": "filter",
-        "destinationRule.tlsMode=ISTIO_MUTUAL": "meshInjection",
-        "destinationRule.tlsMode=MUTUAL": "clientCertificate",
+        "feed.tlsMode=ISTIO_MUTUAL": "meshInjection",
+        "feed.tlsMode=MUTUAL": "clientCertificate",
+        "feed.tlsMode=SIMPLE": "caCertificates",
         "sidecar.statusPort=99999": "statusPort",
         "workers.selector=null": "workers.selector",
     }.items():

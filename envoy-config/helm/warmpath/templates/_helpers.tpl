@@ -59,10 +59,22 @@ app.kubernetes.io/component: sidecar
 {{- end -}}
 {{- end -}}
 
-{{/* The proxy's cluster of the feed. Istio makes one of a Service by itself; a
-     container beside the proxy, and Envoy Gateway, need one of our own. */}}
+{{/* Whether the proxy's cluster of the feed is of our own making. A container beside
+     the proxy, and Envoy Gateway, need it so. */}}
 {{- define "warmpath.ownFeedCluster" -}}
-{{- if or (eq .Values.sidecar.placement "gateway") (eq .Values.gateway.provider "envoy-gateway") -}}yes{{- end -}}
+{{- with .Values.feed -}}
+{{- if and (eq .tlsMode "ISTIO_MUTUAL") (not $.Values.sidecar.meshInjection) -}}
+{{- fail "feed.tlsMode ISTIO_MUTUAL needs sidecar.meshInjection: nobody else would end that TLS" -}}
+{{- end -}}
+{{- if and (eq .tlsMode "MUTUAL") (not (and .clientCertificate .privateKey)) -}}
+{{- fail "feed.tlsMode MUTUAL needs clientCertificate and privateKey" -}}
+{{- end -}}
+{{- $own := or (eq .cluster "own") (eq $.Values.sidecar.placement "gateway") (eq $.Values.gateway.provider "envoy-gateway") -}}
+{{- if and $own (has .tlsMode (list "ISTIO_MUTUAL" "DISABLE")) -}}
+{{- fail "feed.tlsMode ISTIO_MUTUAL and DISABLE need feed.cluster service" -}}
+{{- end -}}
+{{- if $own -}}yes{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "warmpath.feedHost" -}}
@@ -107,6 +119,30 @@ typed_extension_protocol_options:
 circuit_breakers:
   thresholds:
   - {max_connections: 64, max_pending_requests: 64, max_requests: 256, max_retries: 3}
+{{- with .Values.feed }}
+{{- if and .tlsMode (ne $.Values.sidecar.placement "gateway") }}
+transport_socket:
+  name: envoy.transport_sockets.tls
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    sni: {{ default (include "warmpath.feedHost" $) .sni }}
+    common_tls_context:
+      alpn_protocols: [h2]
+      {{- if eq .tlsMode "MUTUAL" }}
+      tls_certificates:
+      - certificate_chain: {filename: {{ .clientCertificate }}}
+        private_key: {filename: {{ .privateKey }}}
+      {{- end }}
+      {{- if not .insecureSkipVerify }}
+      validation_context:
+        trusted_ca: {filename: {{ required "feed.caCertificates: the CA of the sidecar's certificate" .caCertificates }}}
+        match_typed_subject_alt_names:
+        {{- range default (list (include "warmpath.feedHost" $)) .subjectAltNames }}
+        - {san_type: {{ ternary "URI" "DNS" (hasPrefix "spiffe://" .) }}, matcher: {exact: {{ . | quote }}}}
+        {{- end }}
+      {{- end }}
+{{- end }}
+{{- end }}
 load_assignment:
   cluster_name: warmpath_feed
   endpoints:
