@@ -137,10 +137,14 @@ class Stack:
     - `xds`: what a controller would send.
     - `workers_cluster`: the name of the workers' cluster in it.
     - `feed_names`: under which names the feed's cluster is, or its Service's host.
+    - `is_direct`: what imitates Dynamo's frontends stands before the engines.
+    - `host`: the host name that the route asks for.
     """
 
     def __init__(self, xds: gateway_xds.Xds, workers_cluster: str, feed_names: list[str],
-                 module: pathlib.Path, bin_dir: pathlib.Path, envoy: str, is_direct: bool) -> None:
+                 module: pathlib.Path, bin_dir: pathlib.Path, envoy: str, is_direct: bool,
+                 model: str = MODEL, host: str | None = None) -> None:
+        self.model, self.host = model, host
         self.xds, self.workers_cluster, self.feed_names = xds, workers_cluster, feed_names
         self.module, self.bin_dir, self.envoy, self.is_direct = module, bin_dir, envoy, is_direct
         self.children: dict[str, subprocess.Popen] = {}
@@ -165,7 +169,8 @@ class Stack:
         for index in range(ENGINES):
             name = f"engine-{index + 1}"
             child = self.run(name, [str(self.bin_dir / "engine-sim"), "--model-dir", str(MODEL_DIR),
-                                    "--name", name, "--port", "0"], stdout=subprocess.PIPE)
+                                    "--name", name, "--port", "0",
+                                    "--model-name", self.model], stdout=subprocess.PIPE)
             line = child.stdout.readline()
             if not line:
                 raise NotUp(f"{name}: {self.log(name)}")
@@ -188,14 +193,14 @@ class Stack:
     def start_sidecar(self) -> None:
         """Starts the sidecar and waits until it has something to tell."""
         workers = [{
-            "id": index, "model": MODEL, "engine": "vllm", "endpoint": f"127.0.0.1:{engine['port']}",
+            "id": index, "model": self.model, "engine": "vllm", "endpoint": f"127.0.0.1:{engine['port']}",
             "kv_events": f"tcp://127.0.0.1:{engine['events_port']}",
             "replay": f"tcp://127.0.0.1:{engine['replay_port']}", "total_kv_blocks": 1200,
         } for index, engine in enumerate(self.engines, start=1)]
         path = self.folder / "sidecar.yaml"
         path.write_text(yaml.safe_dump({
             "feed": {"listen": f"127.0.0.1:{self.feed}"}, "status": {"listen": f"127.0.0.1:{self.status}"},
-            "models": [{"name": MODEL, "directory": str(MODEL_DIR), "block_size": 16}], "workers": workers}))
+            "models": [{"name": self.model, "directory": str(MODEL_DIR), "block_size": 16}], "workers": workers}))
         self.run("sidecar", [str(self.bin_dir / "warmpath-sidecar"), "--config", str(path)])
         until("sidecar", lambda: ask(self.status, "GET", "/readyz").status == 200, self.path_of_log("sidecar"))
 
@@ -232,7 +237,8 @@ class Stack:
 
     def chat(self, messages: list[dict], headers: dict[str, str] | None = None, **fields: object) -> Answer:
         """One turn of a conversation, through the gateway."""
-        body = {"model": MODEL, "max_tokens": 4, "messages": messages, **fields}
+        body = {"model": self.model, "max_tokens": 4, "messages": messages, **fields}
+        headers = {**({"host": self.host} if self.host else {}), **(headers or {})}
         return ask(self.port, "POST", "/v1/chat/completions", body, headers)
 
     def warm(self, seconds_max: float = READY_SECONDS_MAX) -> None:
