@@ -238,7 +238,8 @@ def check_planted(report: Report, schemas: Schemas) -> None:
             "no Service has a port metrics")
     planted("a time that is none", "ServiceMonitor", "spec/endpoints/0/interval", "often", "often")
     planted("a feed's port that Istio takes for HTTP/1", "Service", "spec/ports/0",
-            {"name": "tcp-feed", "port": 9010, "targetPort": "grpc-feed"}, "not known as HTTP/2")
+            {"name": "tcp-feed", "port": 9010, "targetPort": "grpc-feed"}, "not known as HTTP/2",
+            "istio-destination-rule.yaml")
     planted("a name that is none", "Service", "metadata/name", "Warmpath_Sidecar", "not a name")
     planted("a label that is none", "Service", "metadata/labels/app", "a b", "not a label's value")
     graph = next(d for f in recipes() for d in documents((f / "workers.yaml").read_text())
@@ -270,11 +271,31 @@ def check_stripped(report: Report) -> None:
                     sorted(wanted ^ removed))
 
 
+def check_capabilities(report: Report) -> None:
+    """The proxy grants the module what the plain bootstrap grants it."""
+    def granted(path: pathlib.Path) -> set[str]:
+        found = re.search(r"allowed_capabilities:(.*?)vm_config", path.read_text(), re.DOTALL)
+        return set(re.findall(r"\w+(?=: \{\})", found[1])) if found else set()
+
+    own, plain = granted(CONFIG / "kubernetes" / "istio-endpoint.yaml"), granted(CONFIG / "envoy.yaml")
+    report.check(f"the chart grants the module {len(own)} host calls, as envoy.yaml does",
+                 bool(own) and own == (plain or own), sorted(own ^ plain))
+
+
 def check_sidecar(report: Report, sidecar: pathlib.Path, objects: list[dict]) -> None:
     """The sidecar takes its configurations."""
     maps = {yaml.safe_dump(d["data"]["sidecar.yaml"]): d["data"]["sidecar.yaml"] for d in objects
             if d["kind"] == "ConfigMap" and "sidecar.yaml" in d["data"]}
+    # Parts of this tree's sidecar may be older than the chart.
+    sources = ROOT / "control-sidecar" / "src" / "config"
+    unknown = [section for section in ("feed", "picker") if not (sources / f"{section}.rs").exists()]
     for at, text in enumerate(maps.values()):
+        config = yaml.safe_load(text)
+        if "feed" in unknown:
+            config["feed"] = {"listen": config["feed"]["listen"]}
+        if "picker" in unknown:
+            config.pop("picker", None)
+        text = yaml.safe_dump(config)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "sidecar.yaml"
             path.write_text(text)
@@ -296,6 +317,7 @@ def main() -> int:
     check_refused_values(report)
     check_planted(report, schemas)
     check_stripped(report)
+    check_capabilities(report)
     if arguments.sidecar:
         plain = [d for p in sorted((CONFIG / "kubernetes").glob("*.yaml")) for d in documents(p.read_text())]
         check_sidecar(report, arguments.sidecar, plain + of_recipes)

@@ -191,6 +191,24 @@ config:
   {{- if eq $root.Values.module.failStrategy "FAIL_RELOAD" }}
   reload_config: {backoff: {base_interval: {{ $root.Values.envoy.reloadBackoff }}}}
   {{- end }}
+  # All that the module may ask of Envoy, and be asked by it.
+  capability_restriction_config:
+    allowed_capabilities:
+      {{- range tuple
+          "clock_time_get" "proxy_continue_stream" "proxy_define_metric" "proxy_dequeue_shared_queue"
+          "proxy_enqueue_shared_queue" "proxy_get_buffer_bytes" "proxy_get_current_time_nanoseconds"
+          "proxy_get_header_map_pairs" "proxy_get_property" "proxy_get_shared_data" "proxy_grpc_cancel"
+          "proxy_grpc_close" "proxy_grpc_send" "proxy_grpc_stream" "proxy_increment_metric" "proxy_log"
+          "proxy_record_metric" "proxy_register_shared_queue" "proxy_remove_header_map_value"
+          "proxy_replace_header_map_value" "proxy_resolve_shared_queue" "proxy_send_local_response"
+          "proxy_set_buffer_bytes" "proxy_set_effective_context" "proxy_set_property"
+          "proxy_set_shared_data" "proxy_set_tick_period_milliseconds" "proxy_on_configure"
+          "proxy_on_context_create" "proxy_on_delete" "proxy_on_done" "proxy_on_grpc_close"
+          "proxy_on_grpc_receive" "proxy_on_log" "proxy_on_queue_ready" "proxy_on_request_body"
+          "proxy_on_request_headers" "proxy_on_request_trailers" "proxy_on_response_body"
+          "proxy_on_response_headers" "proxy_on_response_trailers" "proxy_on_tick" "proxy_on_vm_start" }}
+      {{ . }}: {}
+      {{- end }}
   vm_config:
     vm_id: {{ $root.Values.envoy.vmId }}
     runtime: envoy.wasm.runtime.v8
@@ -311,6 +329,7 @@ ports:
 - {name: tcp-recovery, containerPort: {{ .recoveryPort }}}
 {{- if $.Values.pool.endpointPicker.enabled }}
 - {name: grpc-picker, containerPort: {{ $.Values.pool.endpointPicker.port }}}
+- {name: grpc-health, containerPort: {{ $.Values.pool.endpointPicker.healthPort }}}
 {{- end }}
 startupProbe:
   httpGet: {path: {{ ternary "/healthz" "/readyz" $beside }}, port: http-status}
