@@ -62,6 +62,8 @@ def complaints(envoy: str, bootstrap: dict, folder: pathlib.Path) -> list[str]:
     done = subprocess.run([envoy, "--mode", "validate", "--log-level", "warning", "-c", str(path)],
                           capture_output=True, text=True, timeout=VALIDATE_SECONDS_MAX)
     said = (done.stdout + done.stderr).splitlines()
+    # Deprecated in 1.40, and without a successor.
+    said = [line for line in said if "capability_restriction_config" not in line]
     found = [line for line in said if "[critical]" in line or "[error]" in line or "eprecated" in line]
     return found or (said[-3:] if done.returncode else [])
 

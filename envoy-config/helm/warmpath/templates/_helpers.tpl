@@ -191,6 +191,7 @@ config:
   {{- if eq $root.Values.module.failStrategy "FAIL_RELOAD" }}
   reload_config: {backoff: {base_interval: {{ $root.Values.envoy.reloadBackoff }}}}
   {{- end }}
+  {{- if $root.Values.envoy.restrictHostCalls }}
   # All that the module may ask of Envoy, and be asked by it.
   capability_restriction_config:
     allowed_capabilities:
@@ -209,6 +210,7 @@ config:
           "proxy_on_response_headers" "proxy_on_response_trailers" "proxy_on_tick" "proxy_on_vm_start" }}
       {{ . }}: {}
       {{- end }}
+  {{- end }}
   vm_config:
     vm_id: {{ $root.Values.envoy.vmId }}
     runtime: envoy.wasm.runtime.v8
