@@ -23,7 +23,7 @@ render() {
     echo "# Rendered from $CHART with $of: change those, then run"
     echo '# scripts/render-manifests.sh.'
     "$MESH/bin/helm" template warmpath "$CHART" --namespace inference --kube-version 1.33.0 "$@" |
-      sed -e '/^# Source: /d' -e '/app.kubernetes.io\/managed-by: Helm/d' | cat -s
+      sed -e '/^# Source: /d' -e '/app.kubernetes.io\/managed-by: Helm/d' -e '1{/^---$/d}' | cat -s
   } >"$rendered/$file"
 }
 for values in "$FOLDER"/values/*.yaml; do
