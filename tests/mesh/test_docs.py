@@ -6,7 +6,8 @@
 kubectl and Helm against the stand-in API server (apiserver.py). Where a page
 forwards a port of the gateway or of the sidecar, an Envoy and a sidecar answer
 that run here with the configuration that the page installs. The migration page
-must name every variable that the sidecar knows, under what is true of it.
+must name every variable that the sidecar knows, under what is true of it. Every
+manifest goes through `kubectl apply --dry-run=server`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import tempfile
 
 import gateway_xds
 from apiserver import ApiServer
-from chart import CONFIG, HELM, KUBECTL, ROOT, render
+from chart import CONFIG, HELM, KUBECTL, ROOT, recipes, render
 from report import Report
 from schema import Schemas
 from stack import NotUp, Stack
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGE_SECONDS_MAX = 240
+KUBECTL_SECONDS_MAX = 60
 RECIPE = CONFIG / "recipes" / "qwen3-0.6b-vllm-agg"
 RECIPE_MODEL = "Qwen/Qwen3-0.6B"
 # What a page calls the ports that it forwards.
@@ -88,6 +90,35 @@ def run_page(report: Report, page: pathlib.Path, stack: Stack, schemas: Schemas)
     report.none(f"{page.relative_to(ROOT)}: uninstalling leaves nothing", left)
 
 
+def check_dry_runs(report: Report, schemas: Schemas) -> None:
+    """`kubectl apply --dry-run=server` takes every manifest, and a broken one not."""
+    with ApiServer(schemas) as server, tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "config").write_text(server.kubeconfig())
+        environment = {**os.environ, "KUBECONFIG": str(folder / "config"), "HOME": str(folder)}
+
+        def kubectl(*arguments: str) -> subprocess.CompletedProcess:
+            return subprocess.run([str(KUBECTL), *arguments], env=environment, cwd=ROOT, capture_output=True,
+                                  text=True, timeout=KUBECTL_SECONDS_MAX)
+
+        for namespace in ("inference", "gateways", "routes", "llama", "envoy-gateway-system", "dynamo"):
+            kubectl("create", "namespace", namespace)
+        plain = sorted((CONFIG / "kubernetes").glob("*.yaml"))
+        for path in [*plain, *(each / "workers.yaml" for each in recipes())]:
+            # Objects without a namespace of their own are a recipe's.
+            more = ("--namespace", "dynamo") if path.name == "workers.yaml" else ()
+            done = kubectl("apply", "--dry-run=server", *more, "--filename", str(path))
+            report.check(f"kubectl applies {path.relative_to(ROOT)}", done.returncode == 0, done.stderr[-600:])
+        broken = folder / "broken.yaml"
+        broken.write_text((CONFIG / "kubernetes" / "istio-endpoint.yaml").read_text().replace(
+            "applyTo: LISTENER", "applyto: LISTENER"))
+        done = kubectl("apply", "--dry-run=server", "--filename", str(broken))
+        report.check("kubectl refuses a misspelt field", done.returncode != 0 and "applyto" in done.stderr,
+                     done.stderr[-600:])
+        stored = [key for key in server.store.objects if key[1] != "Namespace"]
+        report.none("dry runs store nothing", [str(key) for key in stored])
+
+
 def check_variables(report: Report, page: pathlib.Path) -> None:
     """What the page says of each variable is what the sidecar's code says."""
     text = page.read_text()
@@ -143,6 +174,7 @@ def main() -> int:
             run_page(report, CONFIG / "kubernetes" / "README.md", stack, Schemas())
     except NotUp as error:
         report.check("a gateway for the pages", False, error)
+    check_dry_runs(report, Schemas())
     check_variables(report, CONFIG / "migrate-from-dynamo-epp.md")
     return report.finish()
 
