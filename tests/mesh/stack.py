@@ -139,12 +139,13 @@ class Stack:
     - `feed_names`: under which names the feed's cluster is, or its Service's host.
     - `is_direct`: what imitates Dynamo's frontends stands before the engines.
     - `host`: the host name that the route asks for.
+    - `feed_tls`: the sidecar's `feed.tls`.
     """
 
     def __init__(self, xds: gateway_xds.Xds, workers_cluster: str, feed_names: list[str],
                  module: pathlib.Path, bin_dir: pathlib.Path, envoy: str, is_direct: bool,
-                 model: str = MODEL, host: str | None = None) -> None:
-        self.model, self.host = model, host
+                 model: str = MODEL, host: str | None = None, feed_tls: dict | None = None) -> None:
+        self.model, self.host, self.feed_tls = model, host, feed_tls
         self.xds, self.workers_cluster, self.feed_names = xds, workers_cluster, feed_names
         self.module, self.bin_dir, self.envoy, self.is_direct = module, bin_dir, envoy, is_direct
         self.children: dict[str, subprocess.Popen] = {}
@@ -199,7 +200,8 @@ class Stack:
         } for index, engine in enumerate(self.engines, start=1)]
         path = self.folder / "sidecar.yaml"
         path.write_text(yaml.safe_dump({
-            "feed": {"listen": f"127.0.0.1:{self.feed}"}, "status": {"listen": f"127.0.0.1:{self.status}"},
+            "feed": {"listen": f"127.0.0.1:{self.feed}", **({"tls": self.feed_tls} if self.feed_tls else {})},
+            "status": {"listen": f"127.0.0.1:{self.status}"},
             "models": [{"name": self.model, "directory": str(MODEL_DIR), "block_size": 16}], "workers": workers}))
         self.run("sidecar", [str(self.bin_dir / "warmpath-sidecar"), "--config", str(path)])
         until("sidecar", lambda: ask(self.status, "GET", "/readyz").status == 200, self.path_of_log("sidecar"))

@@ -126,6 +126,45 @@ def check_pending(report: Report, name: str, stack: Stack) -> None:
         report.check(f"{name}: works by now: take it out of PENDING", False)
 
 
+def signed(folder: pathlib.Path, name: str, san: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """A certificate of the CA in `folder`, which is made if it is not there, and its key."""
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    if not (folder / "ca.crt").exists():
+        openssl("req", "-x509", *key, "-subj", "/CN=ca", "-days", "1", "-out", "ca.crt", "-keyout", "ca.key")
+    openssl("req", "-x509", *key, "-subj", f"/CN={name}", "-days", "1", "-addext", f"subjectAltName={san}",
+            "-addext", "basicConstraints=critical,CA:FALSE", "-CA", "ca.crt", "-CAkey", "ca.key",
+            "-out", f"{name}.crt", "-keyout", f"{name}.key")
+    return folder / f"{name}.crt", folder / f"{name}.key"
+
+
+def check_mutual_tls(report: Report, arguments: argparse.Namespace) -> None:
+    """The feed over TLS on both sides, and not with a name that is not listed."""
+    client_name = "spiffe://cluster.local/ns/inference/sa/inference-gateway-istio"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        certificate, key = signed(folder, "sidecar", f"DNS:{SERVICE_FEED}")
+        client, client_key = signed(folder, "gateway", f"URI:{client_name}")
+        settings = {"mode": "endpoint", "workers.selector.app": "workers", "gateway.create": "true",
+                    "filter.debug_headers": "true", "feed.tlsMode": "MUTUAL", "feed.caCertificates": folder / "ca.crt",
+                    "feed.clientCertificate": client, "feed.privateKey": client_key}
+        objects = render(*[part for item in settings.items() for part in ("--set", f"{item[0]}={item[1]}")])
+        for allowed, serves in ((client_name, True), ("spiffe://cluster.local/ns/other/sa/x", False)):
+            tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(folder / "ca.crt"),
+                   "allowed_names": [allowed]}
+            try:
+                with Stack(gateway_xds.istio(objects), WORKERS, [SERVICE_FEED], arguments.module,
+                           arguments.bin_dir, arguments.envoy, is_direct=False, feed_tls=tls) as stack:
+                    stack.warm(TLS_SECONDS_MAX)
+                was_up, detail = True, ""
+            except NotUp as error:
+                was_up, detail = False, error
+            report.check(f"istio, endpoint, mutual TLS: the feed {'comes' if serves else 'does not come'} to a gateway "
+                         f"{'whose name is' if serves else 'whose name is not'} listed", was_up == serves, detail)
+
+
 def check_conversations(report: Report, name: str, stack: Stack) -> None:
     """Every turn goes to the worker that holds the turns before, as predicted."""
     wrong = []
@@ -230,6 +269,8 @@ PENDING = {
     "istio, endpoint, Istio's cluster of the feed":
         "the module sends the cluster's name as authority, which no HTTP/2 server takes",
 }
+# How long the feed may take to come over TLS.
+TLS_SECONDS_MAX = 15
 # How long one of those may take to serve all the same.
 PENDING_SECONDS_MAX = 8
 
@@ -291,6 +332,9 @@ def main() -> int:
     check_planted(report, arguments.envoy, arguments.module)
     for run in RUNS:
         check_traffic(report, *run, arguments)
+    # A tree whose sidecar has no TLS yet has nothing to check here.
+    if (ROOT / "control-sidecar" / "src" / "config" / "feed.rs").exists():
+        check_mutual_tls(report, arguments)
     return report.finish()
 
 
