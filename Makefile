@@ -89,6 +89,10 @@ test-bookings: module module-hooks ## Bookings under races, faults (BOOKINGS_STR
 test-dynamo: module ## Envoy with Warmpath in front of real Dynamo 1.6.1 workers and frontends
 	@scripts/test-dynamo.sh
 
+.PHONY: test-mesh
+test-mesh: module module-hooks ## Manifests, chart, Kubernetes pages; spoofing, the feed's security, the endpoint picker
+	@scripts/test-mesh.sh
+
 .PHONY: test-parity
 test-parity: ## Costs, choices and bookings against those of Dynamo's crates, over random states
 	@cargo test --release --locked --manifest-path tests/parity/Cargo.toml \

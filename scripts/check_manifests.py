@@ -9,7 +9,7 @@
   way, with the files of feed/sds/ filled.
 - Other YAML files: they parse, no key occurs twice, and what is meant for
   Kubernetes has `apiVersion`, `kind`, `metadata.name` and `spec`, or what the
-  kind has in its place.
+  kind has in its place. `make test-mesh` checks it against schemas.
 - What docker-compose.yaml mounts exists, or is made by the build.
 
 Prints one line per file; the last line counts files.
@@ -40,7 +40,7 @@ FEED_CLUSTER = "  - name: warmpath_feed\n"
 # Written by the build, not committed.
 MADE = ("../target/",)
 # What takes the place of `spec` in kinds that have none.
-BODY = {"ServiceAccount": None, "Role": "rules", "RoleBinding": "subjects"}
+BODY = {"ConfigMap": "data", "ServiceAccount": None, "Role": "rules", "RoleBinding": "subjects"}
 # Envoy says what is wrong in lines of these levels.
 COMPLAINT = re.compile(r"\[(?:critical|error)\]")
 
@@ -159,7 +159,7 @@ def faults(path: pathlib.Path) -> list[str]:
         return ["empty"]
     if path.name.startswith("docker-compose"):
         return compose_faults(documents[0])
-    if path.parent.name == "istio":
+    if path.parent.name == "kubernetes" or path.name == "workers.yaml" and path.parent.parent.name == "recipes":
         return [fault for document in documents for fault in document_faults(document)]
     return []
 

@@ -128,6 +128,10 @@ def parts_of(run: str) -> list[Part]:
         Part("smoke",
              ["bash", "-c", "scripts/build-module.sh && exec scripts/stack.sh smoke"],
              "summary", 20),
+        Part("mesh",
+             ["bash", "-c", "scripts/build-module.sh && scripts/build-module.sh hooks && "
+              "exec scripts/test-mesh.sh"],
+             "summary", 30),
         Part("fleet",
              ["bash", "-c", "scripts/build-module.sh && exec scripts/stack.sh fleet"],
              "summary", 20),

@@ -118,6 +118,9 @@ command_wasm_runner() {
   echo "$install --locked || $install"
 }
 
+have_mesh_tools() { [[ -x $MESH/bin/helm && -x $MESH/bin/kubectl && -x $MESH/venv/bin/python ]] && echo .cache/mesh; }
+command_mesh_tools() { echo 'scripts/fetch-mesh-tools.sh'; }
+
 have_etcd() { etcd --version 2>/dev/null; }
 command_etcd() { apt_install etcd-server; }
 
@@ -150,7 +153,7 @@ have_registry() { docker-registry --version 2>/dev/null | cut -d' ' -f1,3; }
 command_registry() { apt_unpack docker-registry 'the registry of the distribution project'; }
 
 RUN_NEEDS=(rust c_compiler protoc wasm_sources wasm_linker python_venv envoy node qwen3)
-TEST_NEEDS=(check_python rust_lints wasm_runner etcd nats cxx_compiler
+TEST_NEEDS=(check_python rust_lints wasm_runner etcd nats cxx_compiler mesh_tools
   oci_tools registry sbom_schema compose prometheus)
 
 # What each need is for, and whether the work can go on without it.
@@ -169,6 +172,7 @@ about() {
     node) echo 'optional|Node and npm (fetches the Qwen3 tokenizer; runs the wasm tests)' ;;
     qwen3) echo 'optional|Qwen3 tokenizer and template (else the small committed one)' ;;
     check_python) echo 'required|Python that reads TOML and YAML (make check)' ;;
+    mesh_tools) echo 'required|helm, kubectl and schemas of Kubernetes (make test-mesh)' ;;
     rust_lints) echo 'required|rustfmt and clippy (make check)' ;;
     oci_tools) echo 'required|skopeo and umoci (look at what make image made)' ;;
     registry) echo 'required|container registry (make test pushes the image to it)' ;;

@@ -431,7 +431,7 @@ class Invariants(unittest.TestCase):
 class Manifests(unittest.TestCase):
     """Goal: what YAML itself lets pass, the check does not."""
 
-    def faults(self, text: str, name="istio/x.yaml") -> int:
+    def faults(self, text: str, name="kubernetes/x.yaml") -> int:
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / name
             path.parent.mkdir(exist_ok=True)

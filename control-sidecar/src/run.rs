@@ -260,26 +260,7 @@ impl Sidecar {
             None => None,
         };
 
-        let counted = Arc::clone(&shared.metrics);
-        let refused = move |reason| {
-            counted.feed_refused(reason);
-            debug!(reason, "a connection to the feed was refused");
-        };
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE.0))
-            .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .add_service(FeedServer { shared: Arc::clone(&shared), tokens })
-            .serve_with_incoming_shutdown(
-                accept::incoming(feed_listener, refused, stop.clone()),
-                stop.clone().cancelled_owned(),
-            );
-        let stop_all = stop.clone();
-        tasks.spawn(async move {
-            if let Err(error) = server.await {
-                error!(%error, "the feed's server has ended");
-                stop_all.cancel();
-            }
-        });
+        tasks.spawn(serve_feed(Arc::clone(&shared), feed_listener, tokens));
         let pages = axum::serve(status_listener, status::router(Arc::clone(&shared)))
             .with_graceful_shutdown(stop.clone().cancelled_owned());
         tasks.spawn(async move {
@@ -298,6 +279,32 @@ impl Sidecar {
         if timeout(STOP_TIMEOUT, all).await.is_err() {
             self.tasks.abort_all();
         }
+    }
+}
+
+/// Serves the feed until everything stops, or nothing can be served any more.
+async fn serve_feed(
+    shared: Arc<Shared>,
+    listener: accept::Listener,
+    tokens: Option<Reloaded<Tokens>>,
+) {
+    let stop = shared.stop.clone();
+    let counted = Arc::clone(&shared.metrics);
+    let refused = move |reason| {
+        counted.feed_refused(reason);
+        debug!(reason, "a connection to the feed was refused");
+    };
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .add_service(FeedServer { shared, tokens })
+        .serve_with_incoming_shutdown(
+            accept::incoming(listener, refused, stop.clone()),
+            stop.clone().cancelled_owned(),
+        );
+    if let Err(error) = server.await {
+        error!(%error, "the feed's server has ended");
+        stop.cancel();
     }
 }
 

@@ -452,6 +452,14 @@ fn serialize(headers: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
+/// The authority of the streams. Without one Envoy takes the cluster's name, which
+/// in Istio has characters that no HTTP/2 server lets pass.
+const AUTHORITY: &str = "warmpath-sidecar";
+
+/// Longest field of a protobuf message whose length is one byte, and that byte a
+/// character.
+const SHORT_FIELD_MAX: usize = 0x7F;
+
 /// Opens a gRPC stream on behalf of the root context that is being called.
 ///
 /// # Errors
@@ -459,8 +467,24 @@ fn serialize(headers: &[(&str, &str)]) -> Vec<u8> {
 /// [`Refused`]: the cluster is not known, or has no connection to offer.
 #[cfg(not(test))]
 pub fn open_stream(cluster: &str, service: &str, method: &str) -> Result<u32, Refused> {
-    proxy_wasm::hostcalls::open_grpc_stream(cluster, service, method, Vec::new())
+    let target = grpc_service(cluster);
+    let target = target.as_deref().unwrap_or(cluster);
+    proxy_wasm::hostcalls::open_grpc_stream(target, service, method, Vec::new())
         .map_err(|_| Refused)
+}
+
+/// Envoy's `GrpcService` message for a cluster: `envoy_grpc` (field 1) with
+/// `cluster_name` (1) and `authority` (2). `None` for a name of more than 107 bytes:
+/// the SDK takes text, and the lengths in such a message are none. It goes by its
+/// name alone, as the authority, too.
+fn grpc_service(cluster: &str) -> Option<String> {
+    let field = |tag: u8, text: &str| {
+        let len =
+            u8::try_from(text.len()).ok().filter(|len| usize::from(*len) <= SHORT_FIELD_MAX)?;
+        Some(format!("{}{}{text}", char::from(tag), char::from(len)))
+    };
+    let inner = field(0x0A, cluster)? + &field(0x12, AUTHORITY)?;
+    field(0x0A, &inner)
 }
 
 /// Natively there are no streams.
@@ -653,6 +677,15 @@ impl log::Log for HostLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_is_named_with_an_authority_if_it_fits() {
+        let inner = b"\x0A\x04feed\x12\x10warmpath-sidecar";
+        let expected = [&[0x0A, 24_u8], inner.as_slice()].concat();
+        assert_eq!(grpc_service("feed").map(String::into_bytes), Some(expected));
+        assert!(grpc_service(&"a".repeat(107)).is_some_and(|it| it.as_bytes()[1] == 0x7F));
+        assert_eq!(grpc_service(&"a".repeat(108)), None);
+    }
 
     #[test]
     fn a_header_map_has_the_abi_s_form() {

@@ -22,7 +22,13 @@ async fn main() -> ExitCode {
     let counted = matches!(
         std::env::args().nth(1).as_deref(),
         Some(
-            "smoke" | "fleet" | "bookings" | "replicas" | "secure" | "spoof" | "ext-proc"
+            "smoke"
+                | "fleet"
+                | "bookings"
+                | "replicas"
+                | "secure"
+                | "spoof"
+                | "ext-proc"
                 | "dynamo",
         )
     );

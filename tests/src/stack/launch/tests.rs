@@ -77,13 +77,21 @@ fn removed(text: &str) -> Vec<String> {
     names
 }
 
-/// Goal: every bootstrap and the Istio manifest remove what the module itself
-/// removes and what the smoke run tries, so that a client gains nothing while
-/// the module is down.
+/// Goal: every bootstrap and the manifests remove what the module itself removes
+/// and what the smoke run tries, so that a client gains nothing while the module is
+/// down.
 #[test]
 fn every_bootstrap_removes_routing_headers() {
-    let files = ["envoy.yaml", "envoy-body.yaml", "envoy-buffer.yaml", "envoy-ext-proc.yaml"];
-    for file in files.into_iter().chain(["istio/strip-routing-headers.yaml"]) {
+    for file in [
+        "envoy.yaml",
+        "envoy-body.yaml",
+        "envoy-buffer.yaml",
+        "envoy-ext-proc.yaml",
+        "kubernetes/istio-endpoint.yaml",
+        "kubernetes/istio-body.yaml",
+        "kubernetes/istio-buffer.yaml",
+        "kubernetes/envoy-gateway-endpoint.yaml",
+    ] {
         let names = removed(&template(file));
         let covers = |wanted: &str| {
             names.iter().any(|name| match name.strip_suffix('*') {
@@ -96,7 +104,7 @@ fn every_bootstrap_removes_routing_headers() {
             // Our own answer's names steer nothing upstream; without prefixes
             // they are left to the module.
             let ours = name.starts_with("x-warmpath-") || name.starts_with("x-llm-d-");
-            if !(ours && file.starts_with("istio/")) {
+            if !(ours && file.starts_with("kubernetes/")) {
                 assert!(covers(&name), "{file} lets {name} pass");
             }
         }
