@@ -32,8 +32,7 @@ MODULE = ROOT / "target" / "warmpath.wasm"
 SECONDS_MAX = 120
 SAMPLE = {
     "GATEWAY_ADDRESS": "127.0.0.1", "GATEWAY_PORT": "10000", "ADMIN_PORT": "9901",
-    "FEED_PORT": "9010", "WORKER_1_PORT": "19001", "WORKER_2_PORT": "19002",
-    "PICKER_PORT": "9002", "WORKER_1_PORT": "19001", "WORKER_2_PORT": "19002",
+    "FEED_PORT": "9010", "PICKER_PORT": "9002", "WORKER_1_PORT": "19001", "WORKER_2_PORT": "19002",
     "WORKER_3_PORT": "19003", "WASM_FILE": str(MODULE), "DEBUG_HEADERS": "true",
 }
 # What every feed cluster in place of the bootstrap's begins with.
