@@ -467,10 +467,6 @@ pub const SCRAPE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Most threads of the endpoint picker.
 pub const PICKER_THREADS_MAX: u64 = 64;
 
-/// Connections of gateways to the endpoint picker: one for each worker thread of
-/// an Envoy.
-pub const PICKER_CONNECTIONS_MAX: usize = 1_024;
-
 /// Requests at the endpoint picker at a time. Each has a stream of its own for as
 /// long as its answer takes.
 pub const PICKER_STREAMS_MAX: usize = 16_384;
@@ -487,18 +483,6 @@ pub const PICKER_PIECE_BYTES_MAX: usize = 62_000;
 
 /// Answers that wait for the gateway to take them.
 pub const PICKER_REPLIES_QUEUED: usize = 32;
-
-/// How long a TLS handshake may take, and how many may be under way.
-pub const PICKER_HANDSHAKE: (Duration, usize) = (Duration::from_secs(10), 128);
-
-/// Connections that wait to be served.
-pub const PICKER_CONNECTIONS_QUEUED: usize = 64;
-
-/// Pause between two looks at the certificate's files.
-pub const CERTIFICATE_LOOK_EVERY: Duration = Duration::from_secs(2);
-
-/// Longest file of a certificate or key, in bytes.
-pub const CERTIFICATE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Text that is read between two looks at the clock, in bytes.
 pub const PICKER_STEP_BYTES: usize = 64 * 1024;

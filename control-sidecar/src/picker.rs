@@ -26,7 +26,6 @@ pub mod metrics;
 pub mod proto;
 mod readers;
 mod reply;
-mod serve;
 mod service;
 mod session;
 mod tls;
@@ -46,6 +45,7 @@ use crate::config::picker::{PickerConfig, Security};
 use crate::limits::PICKER_STREAMS_PER_CONNECTION_MAX;
 use crate::publish::service::Shared;
 use crate::run::Failure;
+use crate::tls::accept::{self, Listener};
 use desk::Desk;
 use readers::Readers;
 use service::Processor;
@@ -93,7 +93,7 @@ impl Picker {
         let picker =
             Self { address: listener.local_addr()?, health: health_listener.local_addr()? };
         let stop = &shared.stop;
-        let acceptor = tls::start(&config.security, &shared.metrics, stop).await?;
+        let listener = tls::secured(listener, &config.security, &shared.metrics, stop).await?;
         let seed = || getrandom::u64().map_err(|error| error.to_string());
         let gateway = seed()?.max(1);
         let desk = Arc::new(Desk::new(Arc::clone(shared), config.index_blocks_max, seed()?));
@@ -112,7 +112,8 @@ impl Picker {
             metrics: Arc::clone(&metrics),
             held: 0.into(),
         };
-        let connections = serve::accept(listener, acceptor, Arc::clone(&metrics), stop.clone());
+        let refused = move |reason| metrics.picker.connection_refused(reason);
+        let connections = accept::incoming(listener, refused.clone(), stop.clone());
         let server = Server::builder()
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1)
@@ -128,7 +129,8 @@ impl Picker {
             }
             drop(ends);
         });
-        let connections = serve::accept(health_listener, None, metrics, stop.clone());
+        let health_listener = Listener::Tcp(health_listener);
+        let connections = accept::incoming(health_listener, refused, stop.clone());
         let server = Server::builder()
             .add_service(health)
             .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());

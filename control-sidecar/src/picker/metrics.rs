@@ -69,8 +69,6 @@ pub struct PickerMetrics {
     streams_refused: Words,
     connections_refused: Words,
     served: Words,
-    /// Certificate files that could not be used.
-    pub certificates_refused: Counter,
     /// 1 if the index is live.
     pub index_live: Level,
 }
@@ -99,7 +97,6 @@ impl Default for PickerMetrics {
             streams_refused: Words::default(),
             connections_refused: Words::default(),
             served: Words::default(),
-            certificates_refused: Counter::default(),
             index_live: Level::default(),
         }
     }
@@ -137,7 +134,6 @@ impl PickerMetrics {
             streams_refused, "picker_streams_refused", "Streams of the endpoint picker refused or ended, by reason";
             connections_refused, "picker_connections_refused", "Connections to the endpoint picker refused, by reason";
             served, "picker_served", "What gateways reported to have served: the worker that was chosen, or another";
-            certificates_refused, "picker_certificates_refused", "Certificate files of the endpoint picker that could not be used";
             index_live, "picker_index_live", "1 if the endpoint picker's index is live";
         }
         for reason in Reason::ALL {

@@ -85,7 +85,7 @@ async fn it_is_secured_by_default() {
     tokio::io::AsyncWriteExt::write_all(&mut plain, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     eventually("it is counted", || async {
         let metrics = page(&sidecar, "/metrics").await.1;
-        metrics.contains("warmpath_picker_connections_refused_total{reason=\"handshake\"} 1")
+        metrics.contains("warmpath_picker_connections_refused_total{reason=\"not_tls\"} 1")
     })
     .await;
     sidecar.stop().await;
@@ -108,7 +108,7 @@ async fn certificates_are_read_again() {
     std::fs::write(&certificate, second.cert.pem()).unwrap();
     eventually("the pair is refused", || async {
         let metrics = page(&sidecar, "/metrics").await.1;
-        metrics.contains("warmpath_picker_certificates_refused_total 1")
+        metrics.contains("warmpath_credential_reloads_total{outcome=\"key_mismatch\"} 1")
     })
     .await;
     assert_eq!(shake(at).await.unwrap().0, first.cert.der().to_vec(), "the good one stays");
