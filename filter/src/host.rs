@@ -15,7 +15,8 @@
 #![expect(unsafe_code, reason = "the one place where the host is called")]
 
 use warmpath_core::shared::{SharedData, Unavailable, Versioned, Write};
-use warmpath_core::wire::Reader;
+
+use crate::abi;
 
 /// Statuses of the ABI that are told apart here.
 const OK: u32 = 0;
@@ -316,29 +317,7 @@ pub fn header_pairs(headers: Headers) -> Vec<(String, String)> {
     let bytes = fetch(|data, len| unsafe {
         imports::proxy_get_header_map_pairs(headers as u32, data, len)
     });
-    bytes.as_deref().and_then(deserialize).unwrap_or_default()
-}
-
-/// Reads the ABI's form of a header map; `None` if it is not one.
-fn deserialize(bytes: &[u8]) -> Option<Vec<(String, String)>> {
-    let mut lengths = Reader::new(bytes);
-    let count = lengths.u32().ok()? as usize;
-    let mut texts = lengths;
-    texts.take(count.checked_mul(8)?).ok()?;
-    let mut text = |len: u32| -> Option<Option<String>> {
-        let text = texts.take(len as usize).ok()?;
-        texts.u8().ok()?;
-        Some(String::from_utf8(text.to_vec()).ok())
-    };
-    let mut pairs = Vec::new();
-    for _ in 0..count {
-        let name = text(lengths.u32().ok()?);
-        let value = text(lengths.u32().ok()?);
-        if let (Some(name), Some(value)) = (name?, value?) {
-            pairs.push((name, value));
-        }
-    }
-    Some(pairs)
+    bytes.as_deref().and_then(abi::read_headers).unwrap_or_default()
 }
 
 /// Makes the calls that follow concern a request's context. Returns whether the
@@ -420,7 +399,7 @@ pub fn respond(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Result<(), Refused> {
-    let headers = serialize(headers);
+    let headers = abi::write_headers(headers);
     // SAFETY: pointers and lengths are of live slices.
     check(unsafe {
         imports::proxy_send_local_response(
@@ -436,30 +415,6 @@ pub fn respond(
     })
 }
 
-/// The ABI's form of a header map: count, lengths, then the texts, each with a
-/// zero byte behind it.
-fn serialize(headers: &[(&str, &str)]) -> Vec<u8> {
-    let length = |len: usize| u32::try_from(len).unwrap_or(0).to_le_bytes();
-    let mut bytes = length(headers.len()).to_vec();
-    for (name, value) in headers {
-        bytes.extend_from_slice(&length(name.len()));
-        bytes.extend_from_slice(&length(value.len()));
-    }
-    for text in headers.iter().flat_map(|(name, value)| [name, value]) {
-        bytes.extend_from_slice(text.as_bytes());
-        bytes.push(0);
-    }
-    bytes
-}
-
-/// The authority of the streams. Without one Envoy takes the cluster's name, which
-/// in Istio has characters that no HTTP/2 server lets pass.
-const AUTHORITY: &str = "warmpath-sidecar";
-
-/// Longest field of a protobuf message whose length is one byte, and that byte a
-/// character.
-const SHORT_FIELD_MAX: usize = 0x7F;
-
 /// Opens a gRPC stream on behalf of the root context that is being called.
 ///
 /// # Errors
@@ -467,24 +422,10 @@ const SHORT_FIELD_MAX: usize = 0x7F;
 /// [`Refused`]: the cluster is not known, or has no connection to offer.
 #[cfg(not(test))]
 pub fn open_stream(cluster: &str, service: &str, method: &str) -> Result<u32, Refused> {
-    let target = grpc_service(cluster);
+    let target = abi::grpc_service(cluster);
     let target = target.as_deref().unwrap_or(cluster);
     proxy_wasm::hostcalls::open_grpc_stream(target, service, method, Vec::new())
         .map_err(|_| Refused)
-}
-
-/// Envoy's `GrpcService` message for a cluster: `envoy_grpc` (field 1) with
-/// `cluster_name` (1) and `authority` (2). `None` for a name of more than 107 bytes:
-/// the SDK takes text, and the lengths in such a message are none. It goes by its
-/// name alone, as the authority, too.
-fn grpc_service(cluster: &str) -> Option<String> {
-    let field = |tag: u8, text: &str| {
-        let len =
-            u8::try_from(text.len()).ok().filter(|len| usize::from(*len) <= SHORT_FIELD_MAX)?;
-        Some(format!("{}{}{text}", char::from(tag), char::from(len)))
-    };
-    let inner = field(0x0A, cluster)? + &field(0x12, AUTHORITY)?;
-    field(0x0A, &inner)
 }
 
 /// Natively there are no streams.
@@ -677,28 +618,6 @@ impl log::Log for HostLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cluster_is_named_with_an_authority_if_it_fits() {
-        let inner = b"\x0A\x04feed\x12\x10warmpath-sidecar";
-        let expected = [&[0x0A, 24_u8], inner.as_slice()].concat();
-        assert_eq!(grpc_service("feed").map(String::into_bytes), Some(expected));
-        assert!(grpc_service(&"a".repeat(107)).is_some_and(|it| it.as_bytes()[1] == 0x7F));
-        assert_eq!(grpc_service(&"a".repeat(108)), None);
-    }
-
-    #[test]
-    fn a_header_map_has_the_abi_s_form() {
-        let bytes = serialize(&[("a", "bc"), ("", "d")]);
-        let expected = b"\x02\0\0\0\x01\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0a\0bc\0\0d\0";
-        assert_eq!(bytes, expected);
-        let pairs = [("a", "bc"), ("", "d")].map(|(n, v)| (n.to_owned(), v.to_owned()));
-        assert_eq!(deserialize(&bytes), Some(pairs.to_vec()));
-        for len in 0..bytes.len() {
-            assert_eq!(deserialize(&bytes[..len]), None, "cut at {len}");
-        }
-        assert_eq!(deserialize(&[255; 8]), None);
-    }
 
     #[test]
     fn a_host_that_refuses_everything_is_an_answer() {

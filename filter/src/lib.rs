@@ -16,6 +16,7 @@ pub mod limits;
 pub mod metrics;
 pub mod overrides;
 
+mod abi;
 mod allocator;
 mod answer;
 mod feed;

@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Bytes, BytesMut};
 use warmpath_core::answer::Answer;
 use warmpath_core::demands::Rules;
-use warmpath_core::ids::Worker;
 use warmpath_core::intake::{Intake, RequestHeaders};
 use warmpath_core::reason::Reason;
 use warmpath_core::request::Endpoint;
@@ -410,20 +409,8 @@ impl Session {
         };
         let mut headers = vec![("x-warmpath-reason", reason.word().to_owned())];
         if let Some(Placement { ticket, spent, .. }) = &self.placement {
-            let choice = &ticket.choice;
-            headers.push(("x-warmpath-worker", choice.serving.worker.id.0.to_string()));
-            headers.push(("x-warmpath-dp-rank", choice.serving.worker.rank.0.to_string()));
-            if !choice.serving.endpoint.is_empty() {
-                headers.push(("x-warmpath-endpoint", choice.serving.endpoint.clone()));
-            }
-            if let Some(prefill) = &choice.prefill {
-                let Worker { id, rank } = prefill.worker;
-                headers.push(("x-warmpath-prefill-worker", id.0.to_string()));
-                headers.push(("x-warmpath-prefill-dp-rank", rank.0.to_string()));
-            }
-            let cached = choice.predicted_cached_tokens.to_string();
-            headers.push(("x-warmpath-predicted-cached-tokens", cached));
-            headers.push(("x-warmpath-decision-us", spent.as_micros().to_string()));
+            let spent_us = u64::try_from(spent.as_micros()).unwrap_or(u64::MAX);
+            headers.extend(ticket.choice.debug_headers(spent_us));
         }
         headers.extend(served.map(|served| ("x-warmpath-served", served)));
         headers

@@ -200,6 +200,30 @@ impl Choice {
         headers
     }
 
+    /// The response headers that say what was decided, but for the reason.
+    ///
+    /// - `decision_us`: what the decision took, in microseconds.
+    #[must_use]
+    pub fn debug_headers(&self, decision_us: u64) -> Vec<(&'static str, String)> {
+        let Leg { worker, endpoint, .. } = &self.serving;
+        let mut headers = vec![
+            ("x-warmpath-worker", worker.id.0.to_string()),
+            ("x-warmpath-dp-rank", worker.rank.0.to_string()),
+        ];
+        if !endpoint.is_empty() {
+            headers.push(("x-warmpath-endpoint", endpoint.clone()));
+        }
+        if let Some(prefill) = &self.prefill {
+            let Worker { id, rank } = prefill.worker;
+            headers.push(("x-warmpath-prefill-worker", id.0.to_string()));
+            headers.push(("x-warmpath-prefill-dp-rank", rank.0.to_string()));
+        }
+        let cached = self.predicted_cached_tokens.to_string();
+        headers.push(("x-warmpath-predicted-cached-tokens", cached));
+        headers.push(("x-warmpath-decision-us", decision_us.to_string()));
+        headers
+    }
+
     /// What names it in the body's `nvext`.
     #[must_use]
     pub fn handover(&self) -> Handover<'static> {

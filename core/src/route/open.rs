@@ -45,7 +45,7 @@ pub struct Opening<'a> {
     pub request: Result<Opened, Closed>,
     /// Where `nvext` is, or would go, if the body could be scanned.
     pub splice: Option<Splice<'a>>,
-    /// Whether the answer is to be streamed.
+    /// Whether the answer may be streamed: a body that cannot be read may say so.
     pub streams: bool,
 }
 
@@ -86,7 +86,10 @@ pub fn open<'a>(
             }
         },
     };
-    let streams = parsed.is_ok_and(|request| request.stream);
+    let streams = match &parsed {
+        Ok(parsed) => parsed.stream,
+        Err(_) => request.is_ok(),
+    };
     Opening { request, streams, splice: envelope.ok().map(|envelope| envelope.splice) }
 }
 
@@ -133,6 +136,7 @@ mod tests {
         {
             match look(body).request {
                 Ok(Opened::Read(prepared)) => {
+                    assert!(look(body).streams, "it may be");
                     assert_eq!(prepared.reason, expected);
                     assert_eq!(prepared.prompt_tokens as usize, body.len() / 4);
                 }

@@ -1,6 +1,5 @@
 //! Response: what is read of an answer while it passes by.
 
-use warmpath_core::ids::Worker;
 use warmpath_core::usage::ResponseReader;
 
 use super::Stream;
@@ -27,19 +26,7 @@ impl Stream {
         let Some(reason) = self.reason else { return };
         let mut headers = vec![("x-warmpath-reason", reason.word().to_owned())];
         if let Some(Placed { choice, .. }) = &self.placed {
-            headers.push(("x-warmpath-worker", choice.serving.worker.id.0.to_string()));
-            headers.push(("x-warmpath-dp-rank", choice.serving.worker.rank.0.to_string()));
-            if !choice.serving.endpoint.is_empty() {
-                headers.push(("x-warmpath-endpoint", choice.serving.endpoint.clone()));
-            }
-            if let Some(prefill) = &choice.prefill {
-                let Worker { id, rank } = prefill.worker;
-                headers.push(("x-warmpath-prefill-worker", id.0.to_string()));
-                headers.push(("x-warmpath-prefill-dp-rank", rank.0.to_string()));
-            }
-            let cached = choice.predicted_cached_tokens.to_string();
-            headers.push(("x-warmpath-predicted-cached-tokens", cached));
-            headers.push(("x-warmpath-decision-us", self.decision_us.to_string()));
+            headers.extend(choice.debug_headers(self.decision_us));
         }
         for (name, value) in headers {
             let _ = host::set_header(Headers::Response, name, &value);

@@ -91,6 +91,7 @@ impl Bench {
         let deadline = Instant::now() + PATIENCE;
         while !self.desk.with(&holds) {
             assert!(Instant::now() < deadline, "never: {what}");
+            // Looks again; whoever is waited for tells nobody.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -212,6 +213,7 @@ async fn long_requests_are_refreshed() {
     while since.elapsed() < Duration::from_millis(1_500) {
         bench.desk.tick(true);
         assert_eq!(bench.load(1).requests, 1);
+        // Time itself is what is tested: more than an expiry has to pass.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     // Nobody speaks for it any more, as after a fault of ours.
