@@ -22,7 +22,6 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import tempfile
 import time
 
 import check_module
+from ports import free_port
 
 ROOT = check_module.ROOT
 # Nothing that is waited for may take longer, in seconds.
@@ -65,12 +65,6 @@ def row(name, unit, value, *, baseline=None, goal=None, note=""):
     if note:
         made["note"] = note
     return made
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def get(port, path):

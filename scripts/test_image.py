@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -29,6 +28,7 @@ from unittest import mock
 
 import oci_image
 import sbom
+from ports import free_port
 from test_scripts import Count
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -249,9 +249,7 @@ class Pushed(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            cls.address = f"127.0.0.1:{free.getsockname()[1]}"
+        cls.address = f"127.0.0.1:{free_port()}"
         config = pathlib.Path(cls.folder.name) / "config.yaml"
         config.write_text(json.dumps({
             "version": 0.1, "log": {"level": "error"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import pathlib
-import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -16,6 +16,9 @@ import yaml
 
 import gateway_xds
 from chart import ROOT
+
+sys.path.append(str(ROOT / "scripts"))
+from ports import free_port  # noqa: E402
 
 MODEL_DIR = ROOT / "tests" / "models" / "tiny"
 MODEL = "qwen3"
@@ -28,13 +31,6 @@ STOP_SECONDS_MAX = 10
 
 class NotUp(Exception):
     """A part did not start, with the end of its log."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Answer:

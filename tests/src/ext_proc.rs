@@ -29,9 +29,10 @@ use crate::stack::child::Child;
 use crate::stack::client::{CallError, Response, call, get};
 use crate::stack::envoy::{start_filled, with_places};
 use crate::stack::gateway::start_sidecar;
-use crate::stack::launch::{BLOCK_SIZE, EnginePorts, MODEL, StackError, fill, free_port, local};
+use crate::stack::launch::{BLOCK_SIZE, EnginePorts, MODEL, StackError, fill, local};
 use crate::stack::limits::{POLL_START, READY_WITHIN, REQUEST_WITHIN};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 use crate::stack::report::{Report, line, percentile};
 
 use engines::{BODY, Echoes, NAMES, PORT};

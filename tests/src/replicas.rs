@@ -19,9 +19,10 @@ use crate::stack::child::Child;
 use crate::stack::client::{Chat, get};
 use crate::stack::conversations::Numbers;
 use crate::stack::gateway::{Gateway, Mode};
-use crate::stack::launch::{StackError, free_port, local, wait_until_ok};
+use crate::stack::launch::{StackError, local, wait_until_ok};
 use crate::stack::limits::{POLL, POLL_START, READY_WITHIN};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 use crate::stack::report::{Report, line};
 
 /// The model.

@@ -27,9 +27,10 @@ use crate::stack::child::Child;
 use crate::stack::client::{Response, post};
 use crate::stack::envoy::{self, Bootstrap};
 use crate::stack::gateway::start_sidecar;
-use crate::stack::launch::{BLOCK_SIZE, MODEL, StackError, free_port, local};
+use crate::stack::launch::{BLOCK_SIZE, MODEL, StackError, local};
 use crate::stack::limits::{POLL_START, READY_WITHIN, REQUEST_WITHIN};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 use crate::stack::report::Report;
 use crate::stack::smoke::ROUTING_HEADERS;
 

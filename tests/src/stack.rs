@@ -26,6 +26,7 @@ pub mod gateway;
 pub mod launch;
 pub mod limits;
 pub mod options;
+pub mod ports;
 pub mod position;
 pub mod report;
 pub mod smoke;

@@ -16,6 +16,9 @@ mod dynamo;
 mod feed;
 mod picker;
 mod plane;
+#[path = "../../../tests/src/stack/ports.rs"]
+#[expect(unreachable_pub, reason = "it is a module of a library, too")]
+mod ports;
 mod program;
 mod pull;
 mod replicas;

@@ -2,7 +2,6 @@
 //! have booked.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -25,6 +24,7 @@ use warmpath_sidecar::config::Config;
 use warmpath_sidecar::run::Sidecar;
 use zeromq::{PubSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
+use crate::ports::free_port;
 use crate::support::{Filter, PATIENCE, config, eventually, state};
 
 pub(crate) const LIST: Flags = Flags { begins: true, ends: true, wanted: false };
@@ -98,10 +98,6 @@ fn booking(id: u64, slot: u16) -> Entry<'static> {
     })
 }
 
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// A sidecar with the workers 1 and 2, that knows others by their addresses.
 async fn with_peers(own: u16, peers: &[u16]) -> Sidecar {
     let peers: Vec<String> = peers.iter().map(|port| format!("127.0.0.1:{port}")).collect();
@@ -129,7 +125,7 @@ pub(crate) async fn slot_of(sidecar: &Sidecar, worker: u64) -> u16 {
 /// knows of it at once, and a sidecar that dies takes it along.
 #[tokio::test]
 async fn sidecars_tell_each_other() {
-    let ports = [free_port(), free_port(), free_port()];
+    let ports = [0; 3].map(|_| free_port().unwrap());
     let one = with_peers(ports[0], &ports).await;
     let two = with_peers(ports[1], &ports).await;
     let (a, mut b) = (Gateway::attach(&one, 5).await, Gateway::attach(&two, 6).await);
@@ -183,7 +179,7 @@ async fn sidecars_tell_each_other() {
 /// Goal: a snapshot reader gets what there is.
 #[tokio::test]
 async fn a_snapshot_has_the_bookings_of_others() {
-    let ports = [free_port(), free_port()];
+    let ports = [0; 2].map(|_| free_port().unwrap());
     let one = with_peers(ports[0], &ports).await;
     let two = with_peers(ports[1], &ports).await;
     let (a, mut b) = (Gateway::attach(&one, 5).await, Gateway::attach(&two, 6).await);

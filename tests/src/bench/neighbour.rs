@@ -31,11 +31,10 @@ use crate::stack::child::Child;
 use crate::stack::client::{Chat, get};
 use crate::stack::envoy;
 use crate::stack::gateway::start_sidecar;
-use crate::stack::launch::{
-    BLOCK_SIZE, EngineShape, MODEL, Stack, StackError, fill, free_port, local,
-};
+use crate::stack::launch::{BLOCK_SIZE, EngineShape, MODEL, Stack, StackError, fill, local};
 use crate::stack::limits::{ENGINES, POLL_START, READY_WITHIN};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 use crate::stack::report::line;
 
 /// Long prompts at once.

@@ -12,9 +12,10 @@ use crate::stack::child::Child;
 use crate::stack::client::{Chat, get};
 use crate::stack::envoy;
 use crate::stack::gateway::{Mode, start_sidecar};
-use crate::stack::launch::{StackError, fill, free_port, local};
+use crate::stack::launch::{StackError, fill, local};
 use crate::stack::limits::{POLL, POLL_START, READY_WITHIN};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 
 const TEMPLATE: &str = include_str!("envoy.yaml");
 

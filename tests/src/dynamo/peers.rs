@@ -10,8 +10,9 @@ use tokio::time::sleep;
 use super::cases::{Case, Discovery, Plane, Pools};
 use crate::stack::child::Child;
 use crate::stack::client::get;
-use crate::stack::launch::{StackError, free_port, local, wait_until_ok};
+use crate::stack::launch::{StackError, local, wait_until_ok};
 use crate::stack::limits::{POLL_START, READY_WITHIN};
+use crate::stack::ports::free_port;
 
 /// A ZMQ broker: what is published at its first port is heard at its second.
 const BROKER: &str = "\

@@ -13,9 +13,10 @@ use tokio::time::sleep;
 use crate::stack::child::Child;
 use crate::stack::client::get;
 use crate::stack::gateway::{Gateway, Mode};
-use crate::stack::launch::{EnginePorts, StackError, free_port, local, wait_until_ok};
+use crate::stack::launch::{EnginePorts, StackError, local, wait_until_ok};
 use crate::stack::limits::{POLL, READY_WITHIN};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 
 /// The model under load.
 pub const MODEL: &str = "first";

@@ -8,8 +8,9 @@ use super::engines::{BLOCK_SIZE, BOUNDS, ENGINES, TIMING};
 use super::figures::Worked;
 use crate::stack::child::Child;
 use crate::stack::client::get;
-use crate::stack::launch::{EnginePorts, MODEL, StackError, free_port, local, wait_until_ok};
+use crate::stack::launch::{EnginePorts, MODEL, StackError, local, wait_until_ok};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 
 /// The running engines.
 pub struct Fleet {

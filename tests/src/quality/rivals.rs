@@ -13,8 +13,9 @@ use crate::stack::child::Child;
 use crate::stack::client::get;
 use crate::stack::envoy::{self, Bootstrap};
 use crate::stack::gateway::{Gateway, Mode};
-use crate::stack::launch::{MODEL, StackError, free_port, local};
+use crate::stack::launch::{MODEL, StackError, local};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 
 /// A router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

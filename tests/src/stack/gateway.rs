@@ -8,8 +8,9 @@ use serde_json::Value;
 use super::child::Child;
 use super::client::get;
 use super::envoy::{self, Bootstrap};
-use super::launch::{StackError, free_port, local, wait_until_ok};
+use super::launch::{StackError, local, wait_until_ok};
 use super::options::Options;
+use super::ports::free_port;
 
 /// How the gateway names the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

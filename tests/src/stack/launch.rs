@@ -4,7 +4,6 @@
 //! was not reached, and the end of the log concerned, is in the error.
 
 use std::fmt;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use super::client::{Chat, get, post};
 use super::envoy::{self, Bootstrap};
 use super::limits::{ENGINES, POLL_START, READY_WITHIN, REQUEST_WITHIN};
 use super::options::Options;
+use super::ports::free_port;
 
 /// Model name in every request.
 pub const MODEL: &str = "qwen3";
@@ -112,33 +112,25 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Picks ports that are free now. Somebody else may take one before it is
-    /// used; the start then fails with a message and can be repeated.
+    /// Picks ports that are free now.
     fn pick(gateway: Option<u16>) -> std::io::Result<Self> {
-        let mut held = Vec::new();
-        let mut pick = || -> std::io::Result<u16> {
-            let listener = TcpListener::bind(("127.0.0.1", 0))?;
-            let port = listener.local_addr()?.port();
-            held.push(listener);
-            Ok(port)
-        };
-        let mut engine = || -> std::io::Result<EnginePorts> {
-            Ok(EnginePorts { http: pick()?, events: pick()?, replay: pick()? })
+        let engine = || -> std::io::Result<EnginePorts> {
+            Ok(EnginePorts { http: free_port()?, events: free_port()?, replay: free_port()? })
         };
         let engines = [engine()?, engine()?, engine()?];
         Ok(Self {
             engines,
             gateway: match gateway {
                 Some(port) => port,
-                None => pick()?,
+                None => free_port()?,
             },
-            admin: pick()?,
-            plain: pick()?,
-            plain_admin: pick()?,
-            body: pick()?,
-            body_admin: pick()?,
-            feed: pick()?,
-            status: pick()?,
+            admin: free_port()?,
+            plain: free_port()?,
+            plain_admin: free_port()?,
+            body: free_port()?,
+            body_admin: free_port()?,
+            feed: free_port()?,
+            status: free_port()?,
         })
     }
 }
@@ -488,16 +480,6 @@ fn engine_arguments(
         ("--decode-us-per-token", shape.decode_us_per_token.to_string()),
     ];
     pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
-}
-
-/// A port of 127.0.0.1 that is free now; somebody else may take it before it is
-/// used, and the start then fails with a message.
-///
-/// # Errors
-///
-/// If there is none.
-pub fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// Waits for a 200 from a process, or for its end.

@@ -1,6 +1,5 @@
 //! Against the real etcd, which comes with Debian's `etcd-server`.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -9,23 +8,22 @@ use tokio::process::{Child, Command};
 
 use std::time::Duration;
 
+use self::ports::free_port;
 use super::*;
 use crate::config::discovery::{Backend, DiscoveryConfig, FrontendRule, NamespaceRule};
 use crate::discovery::{ListEvent, captures, drive};
 use crate::fleet::Fleet;
 use crate::limits::ETCD_PAGE_KEYS;
 
+#[path = "../../../../tests/src/stack/ports.rs"]
+#[expect(unreachable_pub, reason = "it is a module of a library, too")]
+mod ports;
+
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The leases of the capture: decode and prefill.
 const LEASES: [i64; 2] = [0x7d7b_a201_f909_9a17, 0x7d7b_a201_f909_9a05];
-
-/// A port that nobody has. Another program could take it before etcd does; then
-/// etcd does not start and the test says so.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Starts etcd, which ends with its handle.
 fn start(data: &Path, client: u16, peer: u16) -> Child {
@@ -91,7 +89,7 @@ async fn taken(lists: &mut mpsc::Receiver<ListEvent>, ranks: &[usize]) -> Fleet 
 #[tokio::test]
 async fn records_are_listed_watched_and_kept_over_a_restart() {
     let data = tempfile::tempdir().unwrap();
-    let (port, peer) = (free_port(), free_port());
+    let (port, peer) = (free_port().unwrap(), free_port().unwrap());
     let url = format!("http://127.0.0.1:{port}");
     let config = DiscoveryConfig {
         backend: Backend::Etcd { endpoints: vec![url.clone()], user: None },
@@ -125,7 +123,7 @@ async fn records_are_listed_watched_and_kept_over_a_restart() {
 #[tokio::test]
 async fn more_than_a_page_is_listed_and_a_compacted_watch_ends() {
     let data = tempfile::tempdir().unwrap();
-    let (port, peer) = (free_port(), free_port());
+    let (port, peer) = (free_port().unwrap(), free_port().unwrap());
     let url = format!("http://127.0.0.1:{port}");
     let _etcd = start(data.path(), port, peer);
     let mut client = connect(&url).await;

@@ -7,7 +7,8 @@ use warmpath_sidecar::run::Sidecar;
 
 use super::gateway::{DUPLEX, Exchange, mutated};
 use super::{COMPLETIONS, DESTINATION, PICKER, completion};
-use crate::replicas::{Gateway, LIST, free_port, slot_of};
+use crate::ports::free_port;
+use crate::replicas::{Gateway, LIST, slot_of};
 use crate::support::*;
 
 async fn start(own: u16, peer: u16, picker: &str) -> Sidecar {
@@ -29,7 +30,7 @@ async fn start(own: u16, peer: u16, picker: &str) -> Sidecar {
 /// it ends, and what they book counts for the picker.
 #[tokio::test]
 async fn bookings_are_exchanged_with_other_routers() {
-    let [here, there] = [free_port(), free_port()];
+    let [here, there] = [0; 2].map(|_| free_port().unwrap());
     let ours = start(here, there, &format!("{PICKER}}}")).await;
     let theirs = start(there, here, "").await;
     let mut gateway = Gateway::attach(&theirs, 77).await;

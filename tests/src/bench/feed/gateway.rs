@@ -18,9 +18,10 @@ use crate::stack::child::Child;
 use crate::stack::client::get;
 use crate::stack::envoy;
 use crate::stack::gateway::start_sidecar;
-use crate::stack::launch::{StackError, fill, free_port, local};
+use crate::stack::launch::{StackError, fill, local};
 use crate::stack::limits::{POLL, POLL_START};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 
 /// The model of all workers.
 pub(super) const MODEL: &str = "tiny";

@@ -16,9 +16,10 @@ use crate::quality::rivals::dynamo_environment;
 use crate::stack::child::Child;
 use crate::stack::envoy::{start_filled, with_places};
 use crate::stack::gateway::start_sidecar;
-use crate::stack::launch::{BLOCK_SIZE, EnginePorts, MODEL, StackError, fill, free_port, local};
+use crate::stack::launch::{BLOCK_SIZE, EnginePorts, MODEL, StackError, fill, local};
 use crate::stack::limits::{POLL_START, READY_WITHIN};
 use crate::stack::options::Options;
+use crate::stack::ports::free_port;
 
 /// Longest prompt that Dynamo lets through, in tokens: more than any has.
 const POSITIONS_MAX: u32 = 2_000_000;

@@ -110,3 +110,13 @@ fn every_bootstrap_removes_routing_headers() {
         }
     }
 }
+
+/// No connection of anybody's can take one before, or between, two servers.
+#[test]
+fn ports_are_not_of_those_that_the_system_hands_out() {
+    let handed_out = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let handed_out = handed_out.local_addr().unwrap().port();
+    let ports: std::collections::BTreeSet<u16> = (0..100).map(|_| free_port().unwrap()).collect();
+    assert_eq!(ports.len(), 100);
+    assert!(ports.iter().all(|&port| port < 32_768.min(handed_out)));
+}

@@ -9,8 +9,9 @@ use tokio::time::sleep;
 use super::super::child::Child;
 use super::super::client::{Chat, get};
 use super::super::envoy::{self, Bootstrap};
-use super::super::launch::{MODEL, Stack, StackError, free_port, local};
+use super::super::launch::{MODEL, Stack, StackError, local};
 use super::super::limits::{POLL_START, READY_WITHIN};
+use super::super::ports::free_port;
 
 /// The native filter that removes routing headers, and what comes after it.
 const STRIP: &str = "          # A client must not choose its worker.";
