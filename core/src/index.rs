@@ -346,13 +346,6 @@ impl Index {
         Some(set)
     }
 
-    /// The same without marking the block as used.
-    pub(crate) fn peek(&self, hash: SequenceHash) -> Option<SetId> {
-        let place = place(hash);
-        let (_, set) = self.shards.get(place.shard)?.find(place.fingerprint).ok()?;
-        Some(set)
-    }
-
     /// The members of a set, ascending.
     pub(crate) fn set_members(&self, set: SetId) -> &[Member] {
         self.sets.members(set)

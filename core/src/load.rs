@@ -284,8 +284,8 @@ impl Loads {
     ///
     /// # Cost
     ///
-    /// Below a microsecond, where few sets of workers share parts of the prompt,
-    /// and one pass over the workers that have its first block.
+    /// A comparison for each of those blocks, and one pass over the workers that have
+    /// them wherever other prompts part from this one.
     #[must_use]
     pub fn active_blocks(&self, prompt: &[SequenceHash]) -> ActiveBlocks {
         self.active.leading(prompt)
@@ -295,13 +295,11 @@ impl Loads {
     ///
     /// # Cost
     ///
-    /// Logarithmic in the prompt's length: a sequence hash stands for its whole
-    /// prefix, so active blocks of a prompt are always its leading ones.
+    /// A comparison for each block that is.
     #[must_use]
     pub fn additional_blocks(&self, slot: WorkerSlot, prompt: &[SequenceHash]) -> u64 {
-        let Some(load) = self.slots.get(&slot) else { return prompt.len() as u64 };
-        let active = prompt.partition_point(|hash| load.blocks.contains(*hash));
-        (prompt.len() - active) as u64
+        let (active, _) = self.active.find(slot, prompt);
+        (prompt.len() as u64).saturating_sub(u64::from(active))
     }
 
     /// At least how many bookings of a worker share all of the blocks that any of
@@ -310,9 +308,9 @@ impl Loads {
     /// - `active`: how many of its leading blocks are active on the worker.
     #[must_use]
     pub fn sharers(&self, slot: WorkerSlot, prompt: &[SequenceHash], active: u32) -> u64 {
-        let last = (active as usize).checked_sub(1).and_then(|at| prompt.get(at));
+        let last = self.active.edge(slot, prompt, active);
         let Some((load, last)) = self.slots.get(&slot).zip(last) else { return 0 };
-        load.blocks.branches(*last)
+        load.blocks.branches(last)
     }
 
     /// Whether a booking is there.

@@ -1,19 +1,23 @@
-//! Active: which workers have which blocks booked, asked for all workers at once.
+//! Active: the prompts of all bookings of all workers, as one tree.
 //!
-//! Each worker's tree knows its own blocks; asking a thousand trees for a prompt
-//! costs a thousand times as much as asking one. So the same blocks are kept in an
-//! index a second time, by block.
+//! A *node* is a run of blocks that no two prompts part within. It knows which
+//! workers hold it, so one way along a prompt tells for all of them how much of it
+//! they have; and a booking costs what there are nodes on its way, not blocks.
 //!
 //! # Invariants
 //!
-//! 1. A worker is listed with a block if and only if its tree lists it, as far as
-//!    the index tells blocks apart (see [`crate::index`]).
-//! 2. Booked blocks of a prompt are its leading ones: whoever has one has all that
-//!    come before it. So where two blocks have the same workers, all between do.
+//! 1. A node starts where its parent ends, and its first block is none of any
+//!    other child of its parent.
+//! 2. Every node has a holder, and whoever holds a node holds its parent.
+//! 3. A worker's hold of a node names the edge of its [`super::blocks::Blocks`]
+//!    that all of the node's blocks are in.
 
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use super::blocks::EdgeId;
 use crate::ids::{SequenceHash, WorkerSlot};
-use crate::index::Index;
-use crate::overlap::{Tally, find_next};
+use crate::overlap::find_next;
 
 /// Leading blocks of a prompt that each worker has booked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,110 +38,320 @@ impl ActiveBlocks {
     }
 }
 
-/// The blocks of all bookings.
-#[derive(Debug)]
-pub(super) struct Active(Index);
+/// Number of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct NodeId(u32);
 
-impl Default for Active {
-    fn default() -> Self {
-        // Bookings bound themselves.
-        Self(Index::new(usize::MAX))
+/// Where a node is found: behind which other, or at the start, and with what
+/// first block.
+type Key = (Option<NodeId>, SequenceHash);
+
+/// A worker's hold of a node.
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    slot: WorkerSlot,
+    edge: EdgeId,
+}
+
+#[derive(Debug)]
+struct Node {
+    parent: Option<NodeId>,
+    /// At least one.
+    blocks: Vec<SequenceHash>,
+    /// In ascending order of slots.
+    holders: Vec<Holder>,
+}
+
+impl Node {
+    fn edge_of(&self, slot: WorkerSlot) -> Option<EdgeId> {
+        let at = self.holders.binary_search_by_key(&slot, |holder| holder.slot).ok()?;
+        self.holders.get(at).map(|holder| holder.edge)
+    }
+
+    /// From now on the worker holds it, by that edge.
+    fn hold(&mut self, slot: WorkerSlot, edge: EdgeId) {
+        match self.holders.binary_search_by_key(&slot, |holder| holder.slot) {
+            Ok(at) => {
+                if let Some(holder) = self.holders.get_mut(at) {
+                    holder.edge = edge;
+                }
+            }
+            Err(at) => self.holders.insert(at, Holder { slot, edge }),
+        }
     }
 }
 
+/// Leading blocks of a prompt, up to the last that somebody has.
+struct Way {
+    /// The node of the last one; `None` before the first.
+    last: Option<NodeId>,
+    blocks: usize,
+}
+
+impl Way {
+    const START: Self = Self { last: None, blocks: 0 };
+}
+
+/// The tree.
+#[derive(Debug, Default)]
+pub(super) struct Active {
+    nodes: Vec<Node>,
+    unused: Vec<NodeId>,
+    keys: HashMap<Key, NodeId, FixedState>,
+}
+
 impl Active {
-    /// The blocks of one worker.
+    /// The tree, as it is for one worker.
     pub(super) fn of_worker(&mut self, slot: WorkerSlot) -> OfWorker<'_> {
-        OfWorker { slot, index: &mut self.0 }
+        OfWorker { slot, active: self }
     }
 
     /// The leading blocks of a prompt that each worker has.
     ///
     /// # Cost
     ///
-    /// Logarithmic in the prompt's length for each of the different sets of workers
-    /// on its way, and one pass over those that are left.
+    /// One comparison a block, and one pass over the holders of each node on the way.
     pub(super) fn leading(&self, prompt: &[SequenceHash]) -> ActiveBlocks {
-        let holders = |at: usize| prompt.get(at).and_then(|hash| self.0.peek(key(*hash)));
-        let Some(mut set) = holders(0) else { return ActiveBlocks::default() };
-        let mut tally = Tally::new(self.0.set_members(set));
-        let mut at = 0;
-        while !tally.alive.is_empty() {
-            at = end_of_run(at, prompt.len(), |at| holders(at) == Some(set));
-            let blocks = u32::try_from(at).unwrap_or(u32::MAX);
-            let next = holders(at);
-            tally.keep(next.map_or(&[], |set| self.0.set_members(set)), blocks);
-            match next {
-                Some(next) => set = next,
-                None => break,
+        let mut counts: Vec<(WorkerSlot, u32)> = Vec::new();
+        let mut way = Way::START;
+        while let Some((id, node, blocks)) = self.step(&way, prompt) {
+            let is_first = way.last.is_none();
+            way = Way { last: Some(id), blocks: way.blocks + blocks };
+            let so_far = u32::try_from(way.blocks).unwrap_or(u32::MAX);
+            if is_first {
+                counts.extend(node.holders.iter().map(|holder| (holder.slot, so_far)));
+            } else {
+                // All of them held what came before.
+                let mut rest = counts.iter_mut();
+                for holder in &node.holders {
+                    if let Some(count) = rest.find(|(slot, _)| *slot == holder.slot) {
+                        count.1 = so_far;
+                    }
+                }
             }
-        }
-        let of_slot = |(member, blocks)| Some((self.0.slot_of(member)?, blocks));
-        let mut counts: Vec<_> = tally.counts().filter_map(of_slot).collect();
-        if !counts.is_sorted_by_key(|(slot, _)| *slot) {
-            counts.sort_unstable_by_key(|(slot, _)| *slot);
+            if blocks < node.blocks.len() {
+                break;
+            }
         }
         ActiveBlocks { counts }
     }
 
-    /// Whether no block is listed.
+    /// How many leading blocks of a prompt a worker has, and by which edge the last.
+    pub(super) fn find(&self, slot: WorkerSlot, prompt: &[SequenceHash]) -> (u32, Option<EdgeId>) {
+        let (mut way, mut last) = (Way::START, None);
+        while let Some((id, node, blocks)) = self.step(&way, prompt) {
+            let Some(edge) = node.edge_of(slot) else { break };
+            last = Some(edge);
+            way = Way { last: Some(id), blocks: way.blocks + blocks };
+            if blocks < node.blocks.len() {
+                break;
+            }
+        }
+        (u32::try_from(way.blocks).unwrap_or(u32::MAX), last)
+    }
+
+    /// By which edge a worker has the last of so many leading blocks of a prompt.
+    ///
+    /// - `blocks`: at most as many as [`Self::find`] tells.
+    pub(super) fn edge(
+        &self,
+        slot: WorkerSlot,
+        prompt: &[SequenceHash],
+        blocks: u32,
+    ) -> Option<EdgeId> {
+        let last = (blocks as usize).checked_sub(1)?;
+        let (mut at, mut depth) = (None, 0);
+        loop {
+            let id = *self.keys.get(&(at, *prompt.get(depth)?))?;
+            let node = self.node(id)?;
+            depth += node.blocks.len();
+            if depth > last {
+                return node.edge_of(slot);
+            }
+            at = Some(id);
+        }
+    }
+
+    /// The node that follows on a prompt's way, and how many of its blocks the
+    /// prompt has, at least one.
+    #[inline]
+    fn step(&self, way: &Way, prompt: &[SequenceHash]) -> Option<(NodeId, &Node, usize)> {
+        let rest = prompt.get(way.blocks..)?;
+        let id = *self.keys.get(&(way.last, *rest.first()?))?;
+        let node = self.node(id)?;
+        let same = node.blocks.iter().zip(rest).take_while(|(own, other)| own == other).count();
+        Some((id, node, same))
+    }
+
+    /// Cuts a node, unless it ends there: what comes before. The part behind keeps
+    /// the number, by which its children know it.
+    fn cut(&mut self, id: NodeId, blocks: usize) -> NodeId {
+        let Some(node) = self.node_mut(id).filter(|node| blocks < node.blocks.len()) else {
+            return id;
+        };
+        let behind = node.blocks.split_off(blocks);
+        let before = Node {
+            parent: node.parent,
+            blocks: core::mem::replace(&mut node.blocks, behind),
+            holders: node.holders.clone(),
+        };
+        let parts = (before.blocks.first().copied(), node.blocks.first().copied());
+        let (Some(first), Some(first_behind)) = parts else { return id };
+        let parent = before.parent;
+        let before = self.insert(before);
+        if let Some(node) = self.node_mut(id) {
+            node.parent = Some(before);
+        }
+        self.keys.insert((parent, first), before);
+        self.keys.insert((Some(before), first_behind), id);
+        before
+    }
+
+    fn insert(&mut self, node: Node) -> NodeId {
+        if let Some(id) = self.unused.pop() {
+            if let Some(place) = self.node_mut(id) {
+                *place = node;
+            }
+            return id;
+        }
+        // Two per booking at most, far below 2³².
+        let id = NodeId(u32::try_from(self.nodes.len()).unwrap_or(u32::MAX));
+        self.nodes.push(node);
+        id
+    }
+
+    /// Takes out a node that nobody holds, and so no child of it.
+    fn remove(&mut self, id: NodeId) {
+        let Some(node) = self.node_mut(id) else { return };
+        let (parent, blocks) = (node.parent, core::mem::take(&mut node.blocks));
+        if let Some(first) = blocks.first() {
+            self.keys.remove(&(parent, *first));
+        }
+        self.unused.push(id);
+        if self.unused.len() == self.nodes.len() {
+            self.nodes.clear();
+            self.unused.clear();
+        }
+    }
+
+    fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(id.0 as usize)
+    }
+
+    fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+        self.nodes.get_mut(id.0 as usize)
+    }
+
+    /// Number of nodes, as the list of them and their keys tell it.
     #[cfg(all(test, not(target_arch = "wasm32")))]
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.blocks() == 0
+    pub(super) fn counts(&self) -> [usize; 2] {
+        [self.nodes.len() - self.unused.len(), self.keys.len()]
     }
 }
 
-/// What a block is called in the index: bookings of other routers bring hashes of
-/// their own, whose upper bits need not tell them apart. One to one.
-fn key(block: SequenceHash) -> SequenceHash {
-    SequenceHash(block.0.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-}
-
-/// The blocks of one worker, which tells what it lists.
+/// What one worker holds of the tree.
 pub(super) struct OfWorker<'a> {
     slot: WorkerSlot,
-    index: &'a mut Index,
+    active: &'a mut Active,
 }
 
 impl OfWorker<'_> {
-    /// Some blocks will be added or removed.
-    pub(super) fn warm(&self, blocks: &[SequenceHash]) {
-        self.index.warm(blocks.iter().map(|block| key(*block)));
+    /// See [`Active::find`].
+    pub(super) fn find(&self, prompt: &[SequenceHash]) -> (u32, Option<EdgeId>) {
+        self.active.find(self.slot, prompt)
     }
 
-    pub(super) fn add(&mut self, block: SequenceHash) {
-        self.index.store(self.slot, key(block));
+    /// The worker holds a prompt's blocks from a depth on, too, by that edge.
+    ///
+    /// - `from`: how many it has already.
+    pub(super) fn hold(&mut self, prompt: &[SequenceHash], from: u32, edge: EdgeId) {
+        let from = from as usize;
+        let mut way = Way::START;
+        while way.blocks < prompt.len() {
+            let Some((id, _, same)) = self.active.step(&way, prompt) else {
+                self.add(&way, prompt, edge);
+                return;
+            };
+            let until = way.blocks + same;
+            // No node reaches from what was held to what was not.
+            let until = if way.blocks < from { until.min(from) } else { until };
+            let id = self.active.cut(id, until - way.blocks);
+            if way.blocks >= from
+                && let Some(node) = self.active.node_mut(id)
+            {
+                node.hold(self.slot, edge);
+            }
+            way = Way { last: Some(id), blocks: until };
+        }
     }
 
-    pub(super) fn remove(&mut self, block: SequenceHash) {
-        self.index.remove(self.slot, key(block));
+    /// A new node of all that is left of a prompt.
+    fn add(&mut self, way: &Way, prompt: &[SequenceHash], edge: EdgeId) {
+        let blocks = prompt.get(way.blocks..).unwrap_or_default().to_vec();
+        let Some(&first) = blocks.first() else { return };
+        let holders = vec![Holder { slot: self.slot, edge }];
+        let id = self.active.insert(Node { parent: way.last, blocks, holders });
+        self.active.keys.insert((way.last, first), id);
     }
-}
 
-/// The first place behind `from` that is not of its run, at most `len`: found by
-/// steps that double, then by halves.
-///
-/// - `is_of_run`: holds from `from` to the end of the run, and nowhere behind it.
-fn end_of_run(from: usize, len: usize, is_of_run: impl Fn(usize) -> bool) -> usize {
-    let (mut inside, mut step) = (from, 1);
-    let mut outside = loop {
-        let next = inside + step;
-        if next >= len {
-            break len;
-        }
-        if !is_of_run(next) {
-            break next;
-        }
-        inside = next;
-        step *= 2;
-    };
-    while outside - inside > 1 {
-        let middle = inside.midpoint(outside);
-        if is_of_run(middle) {
-            inside = middle;
-        } else {
-            outside = middle;
+    /// What the worker holds of a prompt between two depths is of that edge now.
+    ///
+    /// - `prompt`: one that it holds up to `end`.
+    pub(super) fn rename(&mut self, prompt: &[SequenceHash], start: u32, end: u32, edge: EdgeId) {
+        let slot = self.slot;
+        self.each(prompt, start, end, |active, id, blocks_max| {
+            let id = active.cut(id, blocks_max);
+            if let Some(node) = active.node_mut(id) {
+                node.hold(slot, edge);
+            }
+            id
+        });
+    }
+
+    /// The worker lets go of a prompt's blocks between two depths.
+    ///
+    /// - `prompt`: one that it holds up to `end`.
+    pub(super) fn let_go(&mut self, prompt: &[SequenceHash], start: u32, end: u32) {
+        let slot = self.slot;
+        let mut empty = Vec::new();
+        self.each(prompt, start, end, |active, id, _| {
+            let Some(node) = active.node_mut(id) else { return id };
+            if let Ok(at) = node.holders.binary_search_by_key(&slot, |holder| holder.slot) {
+                node.holders.remove(at);
+            }
+            if node.holders.is_empty() {
+                empty.push(id);
+            }
+            id
+        });
+        for id in empty {
+            self.active.remove(id);
         }
     }
-    outside
+
+    /// Does something with each node of a prompt between two depths.
+    ///
+    /// - `visit`: of a node and how many blocks are left to the end; returns the node
+    ///   that the next one is a child of.
+    fn each(
+        &mut self,
+        prompt: &[SequenceHash],
+        start: u32,
+        end: u32,
+        mut visit: impl FnMut(&mut Active, NodeId, usize) -> NodeId,
+    ) {
+        let (start, end) = (start as usize, end as usize);
+        let (mut at, mut depth) = (None, 0);
+        while depth < end {
+            let id = prompt.get(depth).and_then(|first| self.active.keys.get(&(at, *first)));
+            let Some(&id) = id else { return };
+            let id = if depth < start { id } else { visit(self.active, id, end - depth) };
+            let blocks = self.active.node(id).map_or(0, |node| node.blocks.len());
+            if blocks == 0 {
+                return;
+            }
+            depth += blocks;
+            at = Some(id);
+        }
+    }
 }

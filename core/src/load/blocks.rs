@@ -1,8 +1,7 @@
 //! Blocks that one worker holds for its bookings, with their weights.
 //!
 //! Prompts are kept as a tree of edges: runs of blocks that the same bookings
-//! hold. A sequence hash stands for its whole prefix, so it is found in one edge
-//! only, and an edge needs no list of its hashes: whoever ends in it has them.
+//! hold. Which blocks those are [`super::active`] knows; here they are counted.
 //!
 //! Edges are cut where prompts part and never joined again, and sums are kept by
 //! edge, as Dynamo's router (1.6.1) does it: the sums are its own to the last
@@ -11,25 +10,15 @@
 //! # Invariants
 //!
 //! 1. An edge starts where its parent ends, and somebody ends in it or behind it.
-//! 2. A hash is listed with one edge and one depth. A block whose hash is listed
-//!    already, where its prompt does not come by (hashes that collide), is held
-//!    like one that has no hash.
-//! 3. Without prompts, or without output, the sum of that is exactly zero.
-
-use foldhash::fast::FixedState;
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
+//! 2. Without prompts, or without output, the sum of that is exactly zero.
 
 use super::active::OfWorker;
 use crate::ids::SequenceHash;
 use crate::limits::BOOKING_OUTPUT_BLOCKS_MAX;
 
-/// Blocks that are asked for at once.
-const BATCH: usize = 16;
-
 /// Number of an edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct EdgeId(u32);
+pub(super) struct EdgeId(u32);
 
 /// A run of blocks that the same bookings hold.
 #[derive(Clone, Copy, Debug)]
@@ -58,13 +47,6 @@ impl Edge {
     }
 }
 
-/// Where a hash is.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    edge: EdgeId,
-    depth: u32,
-}
-
 /// What one booking holds.
 #[derive(Debug, Default)]
 pub(super) struct Chain {
@@ -81,7 +63,6 @@ pub(super) struct Chain {
 pub(super) struct Blocks {
     edges: Vec<Edge>,
     unused: Vec<EdgeId>,
-    places: HashMap<SequenceHash, Place, FixedState>,
     prompts: f64,
     outputs: f64,
     output_count: u64,
@@ -93,42 +74,37 @@ impl Blocks {
         self.prompts + self.outputs
     }
 
-    /// Whether a block of a prompt is held, and found.
-    pub(super) fn contains(&self, hash: SequenceHash) -> bool {
-        self.places.contains_key(&hash)
+    /// Bookings that end in an edge, and edges that go on from it, each of one
+    /// booking at least: so many at least hold its blocks.
+    pub(super) fn branches(&self, id: EdgeId) -> u64 {
+        self.edge(id).map_or(0, |edge| u64::from(edge.children) + u64::from(edge.ending))
     }
 
-    /// Bookings that end in the edge of a block, and edges that go on from it,
-    /// each of one booking at least: so many at least hold the block.
-    pub(super) fn branches(&self, hash: SequenceHash) -> u64 {
-        let edge = self.places.get(&hash).and_then(|place| self.edge(place.edge));
-        edge.map_or(0, |edge| u64::from(edge.children) + u64::from(edge.ending))
-    }
-
-    /// Number of hashes.
+    /// Number of edges.
     #[cfg(all(test, not(target_arch = "wasm32")))]
-    pub(super) fn listed(&self) -> usize {
-        self.places.len()
+    pub(super) fn edges(&self) -> usize {
+        self.edges.len() - self.unused.len()
     }
 
     /// Takes hold of a prompt's blocks and of `unshared` more behind them that
     /// have no hash.
     ///
-    /// - `active`: is told of the blocks that are listed from now on.
+    /// - `active`: what the worker holds already, and is told what it holds from now
+    ///   on.
     pub(super) fn acquire(
         &mut self,
         prompt: &[SequenceHash],
         unshared: u32,
         active: &mut OfWorker<'_>,
     ) -> Chain {
-        let (depth, found) = self.find(prompt);
-        let at = found.map(|id| self.cut(id, depth, prompt));
+        let (depth, found) = active.find(prompt);
+        let at = found.map(|id| self.cut(id, depth, prompt, active));
         let end = u32::try_from(prompt.len()).unwrap_or(u32::MAX).saturating_add(unshared);
         let tail = if depth < end {
             let edge = Edge { parent: at, start: depth, end, children: 0, ending: 1, weight: 1.0 };
             self.prompts += edge.len();
             let id = self.insert(edge);
-            self.list(id, depth, prompt, active);
+            active.hold(prompt, depth, id);
             if let Some(parent) = at.and_then(|at| self.edge_mut(at)) {
                 parent.children += 1;
             }
@@ -142,29 +118,15 @@ impl Blocks {
         Chain { tail, ..Chain::default() }
     }
 
-    /// Number of leading blocks that are held, and the edge of the last one.
-    fn find(&self, prompt: &[SequenceHash]) -> (u32, Option<EdgeId>) {
-        let mut depth = 0;
-        let mut at = None;
-        for hash in prompt {
-            let Some(place) = self.places.get(hash).filter(|place| place.depth == depth) else {
-                break;
-            };
-            if at != Some(place.edge) {
-                let follows = |edge: &Edge| edge.start == depth && edge.parent == at;
-                if !self.edge(place.edge).is_some_and(follows) {
-                    break;
-                }
-                at = Some(place.edge);
-            }
-            depth += 1;
-        }
-        (depth, at)
-    }
-
     /// Cuts an edge at a depth, unless it ends there. Returns the part before it;
     /// the part behind it keeps the number, by which chains know it.
-    fn cut(&mut self, id: EdgeId, depth: u32, prompt: &[SequenceHash]) -> EdgeId {
+    fn cut(
+        &mut self,
+        id: EdgeId,
+        depth: u32,
+        prompt: &[SequenceHash],
+        active: &mut OfWorker<'_>,
+    ) -> EdgeId {
         let Some(edge) = self.edge(id).copied().filter(|edge| depth < edge.end) else {
             return id;
         };
@@ -173,26 +135,8 @@ impl Blocks {
             behind.parent = Some(before);
             behind.start = depth;
         }
-        for hash in part(prompt, edge.start, depth) {
-            if let Some(place) = self.places.get_mut(hash) {
-                place.edge = before;
-            }
-        }
+        active.rename(prompt, edge.start, depth, before);
         before
-    }
-
-    /// Lists a new edge's hashes, from `depth` to the end of the prompt.
-    fn list(&mut self, id: EdgeId, depth: u32, prompt: &[SequenceHash], active: &mut OfWorker<'_>) {
-        let mut depths = depth..;
-        for batch in part(prompt, depth, u32::MAX).chunks(BATCH) {
-            active.warm(batch);
-            for (hash, depth) in batch.iter().zip(depths.by_ref()) {
-                if let Entry::Vacant(place) = self.places.entry(*hash) {
-                    place.insert(Place { edge: id, depth });
-                    active.add(*hash);
-                }
-            }
-        }
     }
 
     /// Takes hold of blocks of the answer until there are `total`. If there are
@@ -238,7 +182,7 @@ impl Blocks {
     /// Lets go of a booking's blocks.
     ///
     /// - `prompt`: as it was acquired.
-    /// - `active`: is told of the blocks that are listed no more.
+    /// - `active`: is told what the worker holds no more.
     pub(super) fn release(
         &mut self,
         chain: &Chain,
@@ -272,17 +216,7 @@ impl Blocks {
         active: &mut OfWorker<'_>,
     ) {
         self.prompts -= edge.len() * edge.weight;
-        for batch in part(prompt, edge.start, edge.end).chunks(BATCH) {
-            active.warm(batch);
-            for hash in batch {
-                if let Entry::Occupied(place) = self.places.entry(*hash)
-                    && place.get().edge == id
-                {
-                    place.remove();
-                    active.remove(*hash);
-                }
-            }
-        }
+        active.let_go(prompt, edge.start, edge.end);
         if let Some(parent) = edge.parent.and_then(|parent| self.edge_mut(parent)) {
             parent.children = parent.children.saturating_sub(1);
         }
@@ -314,10 +248,4 @@ impl Blocks {
     fn edge_mut(&mut self, id: EdgeId) -> Option<&mut Edge> {
         self.edges.get_mut(id.0 as usize)
     }
-}
-
-/// The prompt's blocks between two depths, as far as they have hashes.
-fn part(prompt: &[SequenceHash], start: u32, end: u32) -> &[SequenceHash] {
-    let end = prompt.len().min(end as usize);
-    prompt.get(start as usize..end).unwrap_or_default()
 }
