@@ -2,7 +2,7 @@
 #
 # Measures the core's stages natively and in V8: `scripts/bench-core.sh [--quick]`.
 # With `prepare` it only builds what it needs, and fetches the tokenizers of five
-# families. Needs node.
+# families and text in many languages. Needs node.
 #
 # Writes target/bench/parts/core.json and target/bench/sizing.md.
 set -euo pipefail
@@ -11,6 +11,7 @@ cd "$ROOT"
 
 if [[ ${1:-} == prepare ]]; then
   scripts/fetch-tokenizer.sh all
+  scripts/fetch-corpus.sh
   scripts/wasm-cargo.sh build --package warmpath-core-bench --lib --profile wasm
   exec cargo build --release --workspace --bins --locked
 fi

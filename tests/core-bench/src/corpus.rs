@@ -7,11 +7,15 @@ use std::path::Path;
 use warmpath_core::choose::Random;
 use warmpath_core::limits::PRETOKEN_BYTES_MAX;
 
-use super::{BenchError, at, root};
+use super::{BenchError, at, root, wide};
 
 /// Sizes and numbers of the ordinary texts.
 pub(super) const ORDINARY: [(&str, usize, usize); 2] =
     [("8k", 8 * 1024, 24), ("128k", 128 * 1024, 4)];
+
+/// Sizes and numbers of the wide texts: of many languages, prose, code and
+/// numbers, as the gateway's benchmark reads them.
+const WIDE: [(&str, usize, usize); 2] = [("wide_8k", 8 * 1024, 24), ("wide_128k", 128 * 1024, 4)];
 
 const ODD_BYTES: usize = 128 * 1024;
 
@@ -84,6 +88,19 @@ pub(super) fn ordinary() -> Result<Vec<(String, String)>, BenchError> {
             }
             text.truncate(end);
             texts.push((group.to_owned(), text));
+        }
+    }
+    Ok(texts)
+}
+
+/// The wide texts, by group. Nothing comes twice in them.
+pub(super) fn wide() -> Result<Vec<(String, String)>, BenchError> {
+    let unread = |error: wide::CorpusError| BenchError::Io(error.to_string());
+    let mut corpus = wide::Corpus::load(&root(), 14).map_err(unread)?;
+    let mut texts = Vec::new();
+    for (group, bytes, count) in WIDE {
+        for _ in 0..count {
+            texts.push((group.to_owned(), corpus.text(bytes).map_err(unread)?));
         }
     }
     Ok(texts)

@@ -33,16 +33,22 @@ pub(super) const FILES: [&str; 3] = ["card", "tokenizer", "texts"];
 const PLAIN: &str = "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}\
                      <|end|>{% endfor %}<|start|>assistant";
 
+/// What all families read: group and text.
+pub(super) fn texts() -> Result<Vec<(String, String)>, BenchError> {
+    let mut texts = corpus::ordinary()?;
+    texts.extend(corpus::wide()?);
+    texts.extend(corpus::odd());
+    Ok(texts)
+}
+
 /// The folder with a family's files, made if they are not those of now.
-pub(super) fn prepare(family: &Family) -> Result<PathBuf, BenchError> {
+pub(super) fn prepare(family: &Family, texts: &[(String, String)]) -> Result<PathBuf, BenchError> {
     let models = root().join(".cache/tokenizers").join(family.package).join("models");
     let path = models.join("tokenizer.json");
     let json = std::fs::read(&path).map_err(at(&path))?;
-    let mut texts = corpus::ordinary()?;
-    texts.extend(corpus::odd());
     let folder = root().join("target/bench/core-inputs").join(family.name);
     std::fs::create_dir_all(&folder).map_err(at(&folder))?;
-    let stamp = stamp(&json, &texts);
+    let stamp = stamp(&json, texts);
     let stamp_path = folder.join("stamp");
     if std::fs::read_to_string(&stamp_path).is_ok_and(|it| it == stamp) {
         return Ok(folder);
@@ -51,10 +57,11 @@ pub(super) fn prepare(family: &Family) -> Result<PathBuf, BenchError> {
     let compiled = compile(&json).map_err(|error| bad(error.reason()))?;
     let hf = tokenizers::Tokenizer::from_bytes(&json).map_err(|_| bad("HF refuses it"))?;
     let texts = texts
-        .into_iter()
+        .iter()
         .map(|(group, text)| {
             let encoding = hf.encode_fast(text.as_str(), false).map_err(|_| bad("HF fails"))?;
-            Ok(Text { group, tokens: digest(encoding.get_ids()), text })
+            let tokens = digest(encoding.get_ids());
+            Ok(Text { group: group.clone(), tokens, text: text.clone() })
         })
         .collect::<Result<Vec<Text>, BenchError>>()?;
     let config_path = models.join("tokenizer_config.json");

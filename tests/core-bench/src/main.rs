@@ -11,6 +11,10 @@ mod inputs;
 mod rows;
 mod sizing;
 mod table;
+#[expect(unreachable_pub, reason = "it is public where it is at home")]
+#[path = "../../src/bench/corpus.rs"]
+#[allow(dead_code, reason = "of this file only what one program needs is used")]
+mod wide;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -120,8 +124,9 @@ fn run(quick: bool) -> Result<(), BenchError> {
             take(&mut figures.native, "", natively(stage, quick, &none)?);
         }
     }
+    let texts = inputs::texts()?;
     for family in inputs::FAMILIES {
-        let folder = inputs::prepare(family)?;
+        let folder = inputs::prepare(family, &texts)?;
         let label = format!("_{}", family.name);
         take(&mut figures.v8, &label, in_v8(&module, "text", quick, &folder, &inputs::FILES)?);
         if !quick {

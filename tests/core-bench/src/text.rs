@@ -25,7 +25,8 @@ use crate::figures::{Case, Figure, interleave, mix};
 /// A text with its answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Text {
-    /// `8k` and `128k` are ordinary text; others have the name of what is odd.
+    /// `8k` and `128k` are ordinary text, `wide_8k` and `wide_128k` text of many
+    /// languages and kinds; others have the name of what is odd.
     pub group: String,
     /// The text.
     pub text: String,
@@ -38,6 +39,10 @@ pub struct Text {
 pub fn digest(tokens: &[TokenId]) -> u64 {
     tokens.iter().fold(tokens.len() as u64, |all, token| mix(all, u64::from(*token)))
 }
+
+/// Groups of texts that are of one size.
+const ORDINARY: [&str; 2] = ["8k", "128k"];
+const WIDE: [&str; 2] = ["wide_8k", "wide_128k"];
 
 /// Bytes of text in one slice, as the filter cuts it.
 const SLICE_BYTES: usize = 4 * 1024;
@@ -262,12 +267,14 @@ pub(crate) fn run(run: &Run<'_>) -> Vec<Figure> {
     let family = Family::new(run);
     let (passes, rounds) = if run.quick { (2, 15) } else { (7, 61) };
     let mut figures = Vec::new();
-    for group in ["8k", "128k"] {
+    for group in ORDINARY {
         figures.push(family.first_seen(group, passes));
         figures.extend(stages(&family, group, rounds));
     }
     figures.extend(turns(&family));
-    for text in family.texts.iter().filter(|it| !["8k", "128k"].contains(&it.group.as_str())) {
+    figures.extend(WIDE.map(|group| family.first_seen(group, passes)));
+    let odd = |text: &&Text| !ORDINARY.contains(&&*text.group) && !WIDE.contains(&&*text.group);
+    for text in family.texts.iter().filter(odd) {
         figures.extend(family.adversarial(text, passes));
     }
     figures
