@@ -13,7 +13,8 @@ if [[ ${1:-} == prepare ]]; then
   scripts/fetch-tokenizer.sh all
   scripts/fetch-corpus.sh
   scripts/wasm-cargo.sh build --package warmpath-core-bench --lib --profile wasm
-  exec cargo build --release --workspace --bins --locked
+  build_programs
+  exit
 fi
-program=$(release_program bench-core)
+program=$(bench_program bench-core)
 exec "$program" "$@"

@@ -10,6 +10,7 @@ cd "$ROOT"
 
 if [[ ${1:-} == prepare ]]; then
   scripts/build-module.sh hooks
-  exec cargo build --release --workspace --bins --locked
+  build_programs
+  exit
 fi
 exec_with_envoy bench-feed "$@"

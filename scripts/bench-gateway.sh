@@ -13,7 +13,7 @@ cd "$ROOT"
 if [[ ${1:-} == prepare ]]; then
   [[ -s $MODELS/qwen3/tokenizer.json ]] || scripts/fetch-tokenizer.sh qwen3
   scripts/fetch-corpus.sh
-  cargo build --release --workspace --bins --locked
+  build_programs
   if [[ ${2:-} != --quick ]]; then
     cargo build --release --locked --manifest-path tests/picker/Cargo.toml \
       --target-dir target/picker
@@ -25,5 +25,5 @@ fi
 
 ENVOY=$(find_envoy) || { echo 'error: no Envoy; see: make doctor' >&2; exit 1; }
 export ENVOY
-program=$(release_program bench-gateway)
+program=$(bench_program bench-gateway)
 exec scripts/isolated.sh "$program" "$@"

@@ -8,11 +8,13 @@ cd "$ROOT"
 
 if [[ ${1:-} == prepare ]]; then
   scripts/build-module.sh
-  exec cargo build --release --workspace --bins --locked
+  build_programs
+  exit
 fi
 if ! ENVOY=$(find_envoy); then
   echo 'error: no Envoy; see: make doctor' >&2
   exit 1
 fi
 export ENVOY
-exec python3 scripts/bench_start.py "$@"
+bin_dir=$(dirname "$(bench_program engine-sim)")
+exec python3 scripts/bench_start.py --bin-dir "$bin_dir" "$@"

@@ -135,6 +135,10 @@ def parts_of(run: str) -> list[Part]:
         Part("fleet",
              ["bash", "-c", "scripts/build-module.sh && exec scripts/stack.sh fleet"],
              "summary", 20),
+        # Its figures are not kept; right answers count.
+        Part("bench",
+             ["bash", "-c", f"scripts/build-module.sh && exec '{python}' scripts/bench.py run --quick"],
+             "status", 20, {"WARMPATH_BENCH_PROFILE": "dev"}),
     ]
 
 

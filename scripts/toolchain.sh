@@ -178,13 +178,20 @@ root_prefix() {
   fi
 }
 
-# Builds the programs of the workspace for speed, and prints where one of them
-# ($1) is. All at once: chosen singly, the crates would get other feature sets and be
-# built twice.
-release_program() {
+# The profile that benchmarks are built with. Figures of another one are not to be kept;
+# CI saves itself the build, since only answers are checked there.
+BENCH_PROFILE=${WARMPATH_BENCH_PROFILE:-release}
+
+# Builds the programs of the workspace for a benchmark, with more arguments for cargo.
+# All at once: chosen singly, the crates would get other feature sets and be built twice.
+build_programs() {
+  cargo build --profile "$BENCH_PROFILE" --workspace --bins --locked "$@"
+}
+
+# The same, and prints where one of them ($1) is.
+bench_program() {
   local program
-  program=$(cargo build --release --workspace --bins --locked \
-    --message-format=json-render-diagnostics |
+  program=$(build_programs --message-format=json-render-diagnostics |
     sed -n 's|.*"executable":"\([^"]*/'"$1"'\)".*|\1|p')
   if [[ -z $program ]]; then
     echo "error: the build gave no $1" >&2
@@ -203,6 +210,6 @@ exec_with_envoy() {
     return 1
   fi
   export ENVOY
-  program=$(release_program "$name") || return
+  program=$(bench_program "$name") || return
   exec "$program" "$@"
 }
