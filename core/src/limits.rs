@@ -209,8 +209,8 @@ pub const APPROXIMATE_RECORDS_MAX: usize = 1_000_000;
 /// Steps in which such records end, in milliseconds (Dynamo's).
 pub const APPROXIMATE_TICK_MS: u64 = 100;
 
-/// Most block hashes of all bookings together, about 70 MB in each VM. The
-/// blocks of a booking beyond it are not shared with others.
+/// Most block hashes of all bookings together, about 70 MB in each VM and 100 bytes
+/// wherever prompts part. The blocks of a booking beyond it are not shared with others.
 pub const BOOKED_BLOCKS_MAX: usize = 4 * 1024 * 1024;
 
 /// Most blocks of one answer that are booked; those beyond it do not count. At 16

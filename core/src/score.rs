@@ -218,6 +218,13 @@ impl Formula {
         self.prompt.tokens.saturating_sub(cached)
     }
 
+    /// Whether the credit of overlap falls with the prompt tokens that a worker has to
+    /// compute, so that [`Self::cost`] needs the least of all.
+    #[must_use]
+    pub fn decays(&self) -> bool {
+        self.uses_cache && self.tracks_prefill && self.decay > 0.0
+    }
+
     /// Costs of the candidates, in their order.
     pub fn costs<'c>(&self, candidates: &'c [Candidate]) -> impl Iterator<Item = f64> + use<'c> {
         let least = candidates.iter().map(|it| it.prefill_tokens).min().unwrap_or(0);
@@ -227,14 +234,16 @@ impl Formula {
 
     /// Cost of placing the prompt on the candidate, in blocks.
     ///
-    /// - `least_prefill_tokens`: `P_min`.
-    fn cost(&self, candidate: &Candidate, least_prefill_tokens: u64) -> f64 {
+    /// - `least_prefill_tokens`: `P_min`; of no matter unless it [decays](Self::decays).
+    #[inline]
+    #[must_use]
+    pub fn cost(&self, candidate: &Candidate, least_prefill_tokens: u64) -> f64 {
         let credit =
             if self.uses_cache { self.credit_of(candidate, least_prefill_tokens) } else { 0.0 };
         let decode = float(candidate.active_blocks + candidate.additional_blocks);
         let requests = self.request_weight * float(candidate.requests);
         let cost = if self.credits_decode {
-            (decode - credit).max(0.0) + requests
+            positive(decode - credit) + requests
         } else {
             let cached = self.cached_tokens(candidate.held);
             let raw_tokens = if self.tracks_prefill {
@@ -242,7 +251,7 @@ impl Formula {
             } else {
                 0
             };
-            let prefill = (float(raw_tokens) / self.block_size() - credit).max(0.0);
+            let prefill = positive(float(raw_tokens) / self.block_size() - credit);
             self.prefill_scale * prefill + decode + requests
         };
         cost * candidate.taint_factor
@@ -266,6 +275,12 @@ impl Formula {
     fn block_size(&self) -> f64 {
         f64::from(self.prompt.block_size.max(1))
     }
+}
+
+/// As `max(0.0)`, which is a call of a function in WebAssembly.
+#[inline]
+fn positive(number: f64) -> f64 {
+    if number > 0.0 { number } else { 0.0 }
 }
 
 /// Exact below 2⁵³ tokens or blocks. As a signed number, since processors convert

@@ -12,6 +12,8 @@
 //! 3. A worker's hold of a node names the edge of its [`super::blocks::Blocks`]
 //!    that all of the node's blocks are in.
 
+use core::hash::{Hash, Hasher};
+
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
@@ -39,12 +41,24 @@ impl ActiveBlocks {
 }
 
 /// Number of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct NodeId(u32);
 
 /// Where a node is found: behind which other, or at the start, and with what
 /// first block.
-type Key = (Option<NodeId>, SequenceHash);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    parent: Option<NodeId>,
+    first: SequenceHash,
+}
+
+impl Hash for Key {
+    /// One step, where the members would take three.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let parent = self.parent.map_or(0, |parent| u64::from(parent.0) + 1);
+        state.write_u64(self.first.0 ^ parent.rotate_left(32));
+    }
+}
 
 /// A worker's hold of a node.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +104,31 @@ struct Way {
 
 impl Way {
     const START: Self = Self { last: None, blocks: 0 };
+
+    fn count(&self) -> u32 {
+        u32::try_from(self.blocks).unwrap_or(u32::MAX)
+    }
+}
+
+/// Those who are left and not among the holders have so many blocks.
+///
+/// - `left`: places in `counts`, whose slots ascend like those of the holders.
+fn keep_holders(
+    left: &mut Vec<usize>,
+    counts: &mut [(WorkerSlot, u32)],
+    holders: &[Holder],
+    blocks: u32,
+) {
+    let mut holders = holders.iter().map(|holder| holder.slot).peekable();
+    left.retain(|&at| {
+        let Some((slot, count)) = counts.get_mut(at) else { return false };
+        while holders.next_if(|holder| *holder < *slot).is_some() {}
+        let stays = holders.peek() == Some(slot);
+        if !stays {
+            *count = blocks;
+        }
+        stays
+    });
 }
 
 /// The tree.
@@ -110,29 +149,26 @@ impl Active {
     ///
     /// # Cost
     ///
-    /// One comparison a block, and one pass over the holders of each node on the way.
+    /// One comparison a block, and one pass over those who are left wherever some
+    /// drop out.
     pub(super) fn leading(&self, prompt: &[SequenceHash]) -> ActiveBlocks {
-        let mut counts: Vec<(WorkerSlot, u32)> = Vec::new();
         let mut way = Way::START;
+        let mut counts: Vec<(WorkerSlot, u32)> = Vec::new();
+        // Places of those that have all so far.
+        let mut left: Vec<usize> = Vec::new();
         while let Some((id, node, blocks)) = self.step(&way, prompt) {
-            let is_first = way.last.is_none();
-            way = Way { last: Some(id), blocks: way.blocks + blocks };
-            let so_far = u32::try_from(way.blocks).unwrap_or(u32::MAX);
-            if is_first {
-                counts.extend(node.holders.iter().map(|holder| (holder.slot, so_far)));
-            } else {
-                // All of them held what came before.
-                let mut rest = counts.iter_mut();
-                for holder in &node.holders {
-                    if let Some(count) = rest.find(|(slot, _)| *slot == holder.slot) {
-                        count.1 = so_far;
-                    }
-                }
+            if way.last.is_none() {
+                counts.extend(node.holders.iter().map(|holder| (holder.slot, 0)));
+                left.extend(0..counts.len());
+            } else if node.holders.len() < left.len() {
+                keep_holders(&mut left, &mut counts, &node.holders, way.count());
             }
+            way = Way { last: Some(id), blocks: way.blocks + blocks };
             if blocks < node.blocks.len() {
                 break;
             }
         }
+        keep_holders(&mut left, &mut counts, &[], way.count());
         ActiveBlocks { counts }
     }
 
@@ -147,7 +183,7 @@ impl Active {
                 break;
             }
         }
-        (u32::try_from(way.blocks).unwrap_or(u32::MAX), last)
+        (way.count(), last)
     }
 
     /// By which edge a worker has the last of so many leading blocks of a prompt.
@@ -162,7 +198,7 @@ impl Active {
         let last = (blocks as usize).checked_sub(1)?;
         let (mut at, mut depth) = (None, 0);
         loop {
-            let id = *self.keys.get(&(at, *prompt.get(depth)?))?;
+            let id = *self.keys.get(&Key { parent: at, first: *prompt.get(depth)? })?;
             let node = self.node(id)?;
             depth += node.blocks.len();
             if depth > last {
@@ -177,7 +213,7 @@ impl Active {
     #[inline]
     fn step(&self, way: &Way, prompt: &[SequenceHash]) -> Option<(NodeId, &Node, usize)> {
         let rest = prompt.get(way.blocks..)?;
-        let id = *self.keys.get(&(way.last, *rest.first()?))?;
+        let id = *self.keys.get(&Key { parent: way.last, first: *rest.first()? })?;
         let node = self.node(id)?;
         let same = node.blocks.iter().zip(rest).take_while(|(own, other)| own == other).count();
         Some((id, node, same))
@@ -202,8 +238,8 @@ impl Active {
         if let Some(node) = self.node_mut(id) {
             node.parent = Some(before);
         }
-        self.keys.insert((parent, first), before);
-        self.keys.insert((Some(before), first_behind), id);
+        self.keys.insert(Key { parent, first }, before);
+        self.keys.insert(Key { parent: Some(before), first: first_behind }, id);
         before
     }
 
@@ -214,7 +250,7 @@ impl Active {
             }
             return id;
         }
-        // Two per booking at most, far below 2³².
+        // No more than there are blocks, far below 2³².
         let id = NodeId(u32::try_from(self.nodes.len()).unwrap_or(u32::MAX));
         self.nodes.push(node);
         id
@@ -225,7 +261,7 @@ impl Active {
         let Some(node) = self.node_mut(id) else { return };
         let (parent, blocks) = (node.parent, core::mem::take(&mut node.blocks));
         if let Some(first) = blocks.first() {
-            self.keys.remove(&(parent, *first));
+            self.keys.remove(&Key { parent, first: *first });
         }
         self.unused.push(id);
         if self.unused.len() == self.nodes.len() {
@@ -291,7 +327,7 @@ impl OfWorker<'_> {
         let Some(&first) = blocks.first() else { return };
         let holders = vec![Holder { slot: self.slot, edge }];
         let id = self.active.insert(Node { parent: way.last, blocks, holders });
-        self.active.keys.insert((way.last, first), id);
+        self.active.keys.insert(Key { parent: way.last, first }, id);
     }
 
     /// What the worker holds of a prompt between two depths is of that edge now.
@@ -343,8 +379,8 @@ impl OfWorker<'_> {
         let (start, end) = (start as usize, end as usize);
         let (mut at, mut depth) = (None, 0);
         while depth < end {
-            let id = prompt.get(depth).and_then(|first| self.active.keys.get(&(at, *first)));
-            let Some(&id) = id else { return };
+            let Some(&first) = prompt.get(depth) else { return };
+            let Some(&id) = self.active.keys.get(&Key { parent: at, first }) else { return };
             let id = if depth < start { id } else { visit(self.active, id, end - depth) };
             let blocks = self.active.node(id).map_or(0, |node| node.blocks.len());
             if blocks == 0 {

@@ -235,7 +235,7 @@ impl Blocks {
             }
             return id;
         }
-        // Two per booking at most, far below 2³².
+        // No more than there are blocks, far below 2³².
         let id = EdgeId(u32::try_from(self.edges.len()).unwrap_or(u32::MAX));
         self.edges.push(edge);
         id

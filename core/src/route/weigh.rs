@@ -64,15 +64,15 @@ impl Scale<'_> {
     ) -> Option<Weighed<'r>> {
         let formula = self.formula(phase);
         let policy = self.policy(phase);
-        let candidates = self.candidates(workers, phase, policy);
+        let candidates = workers.iter().map(self.candidates(phase, policy));
         let at = match policy {
             SelectionPolicy::DynamoDefault => {
-                let costs: Vec<f64> = formula.costs(&candidates).collect();
+                let least = if formula.decays() { self.least_prefill(workers) } else { 0 };
+                let costs: Vec<f64> = candidates.map(|it| formula.cost(&it, least)).collect();
                 drawn(&costs, self.settings.router_temperature, random)?
             }
             SelectionPolicy::TwoTier(thresholds) => {
                 let balance: Vec<Balance> = candidates
-                    .iter()
                     .map(|it| Balance { device_blocks: it.held.device, requests: it.requests })
                     .collect();
                 let prompt = self.prompt();
@@ -80,6 +80,7 @@ impl Scale<'_> {
                 two_tier(&balance, blocks, &thresholds, random)?
             }
             SelectionPolicy::ExpectedTime(parameters) => {
+                let candidates: Vec<Candidate> = candidates.collect();
                 let costs: Vec<f64> = self.expected_times(&parameters, phase, &candidates);
                 drawn(&costs, self.settings.router_temperature, random)?
             }
@@ -107,12 +108,18 @@ impl Scale<'_> {
         })
     }
 
+    /// The least that any of the workers has to compute, in tokens.
+    fn least_prefill(&self, workers: &[&RosterWorker]) -> u64 {
+        let loads = self.replica.loads();
+        workers.iter().map(|it| loads.of(it.slot).prefill_tokens).min().unwrap_or(0)
+    }
+
+    /// What makes a worker a candidate; they are to be asked for in the pool's order.
     fn candidates(
         &self,
-        workers: &[&RosterWorker],
         phase: Phase,
         policy: SelectionPolicy,
-    ) -> Vec<Candidate> {
+    ) -> impl FnMut(&&RosterWorker) -> Candidate {
         let Self { replica, prepared, .. } = self;
         let counts_sharers =
             matches!(policy, SelectionPolicy::ExpectedTime(_)) && phase == Phase::Aggregated;
@@ -124,7 +131,7 @@ impl Scale<'_> {
         };
         let preferred = &prepared.demands.preferred_taints;
         let (mut at_held, mut at_active) = (0, 0);
-        let candidate = |worker: &&RosterWorker| {
+        move |worker: &&RosterWorker| {
             let slot = worker.slot;
             let load = replica.loads().of(slot);
             let active = active.of(slot, &mut at_active);
@@ -145,8 +152,7 @@ impl Scale<'_> {
                     false => taint_factor(weights.map(|(_, weight)| *weight)),
                 },
             }
-        };
-        workers.iter().map(candidate).collect()
+        }
     }
 
     /// Blocks of the prompt that a worker would hold for this request alone, as far
