@@ -46,7 +46,7 @@ const READER: &str = r#"
               config:
                 name: reader
                 root_id: reader
-                # The same code under the same id: the same VM.
+                # The same code under the same id with the same restrictions: the same VM.
                 vm_config:
                   vm_id: warmpath
                   runtime: envoy.wasm.runtime.v8
@@ -63,6 +63,16 @@ const READER: &str = r#"
 
   clusters:
 "#;
+
+/// [`READER`] with the restrictions of the plugin that routes.
+fn reader_for(template: &str) -> String {
+    const VM: &str = "                vm_config:\n";
+    let restrictions = template
+        .find("                capability_restriction_config:\n")
+        .and_then(|from| template.get(from..)?.split(VM).next())
+        .unwrap_or_default();
+    READER.replacen(VM, &format!("{restrictions}{VM}"), 1)
+}
 
 /// A worker as the sidecar is told of it.
 #[derive(Clone, Copy, Debug)]
@@ -185,7 +195,7 @@ impl Gateway {
     ) -> Result<Self, StackError> {
         let (port, admin, reader) = (free_port()?, free_port()?, free_port()?);
         let template = std::fs::read_to_string(options.envoy_config("envoy.yaml"))?;
-        let template = template.replacen("\n  clusters:\n", READER, 1);
+        let template = template.replacen("\n  clusters:\n", &reader_for(&template), 1);
         let mut values = vec![
             ("GATEWAY_ADDRESS", "127.0.0.1".to_owned()),
             ("GATEWAY_PORT", port.to_string()),
