@@ -22,7 +22,7 @@ const TRIED_MAX: u16 = 64;
 ///
 /// # Errors
 ///
-/// If there is none among [`TRIED_MAX`].
+/// If there is none among the 64 that it looks at.
 pub fn free_port() -> std::io::Result<u16> {
     static CALLS: AtomicU16 = AtomicU16::new(0);
     let ports = system_first().saturating_sub(FIRST).max(1);
