@@ -200,23 +200,24 @@ impl Blocks {
             edge.ending = edge.ending.saturating_sub(1);
         }
         let mut at = chain.tail;
-        while let Some(id) = at {
-            let is_unheld = |edge: &Edge| edge.ending == 0 && edge.children == 0;
-            let Some(edge) = self.edge(id).copied().filter(is_unheld) else { return };
-            self.remove(id, &edge, prompt, active);
+        // One behind the other, so that the tree is gone through once for all of them:
+        // other prompts may have cut this one in as many edges as it has blocks.
+        let mut gone: Option<(u32, u32)> = None;
+        let is_unheld = |edge: &Edge| edge.ending == 0 && edge.children == 0;
+        while let Some((id, edge)) = at.and_then(|id| Some((id, *self.edge(id)?)))
+            && is_unheld(&edge)
+        {
+            self.remove(id, &edge);
+            gone = Some((edge.start, gone.map_or(edge.end, |(_, end)| end)));
             at = edge.parent;
+        }
+        if let Some((start, end)) = gone {
+            active.let_go(prompt, start, end);
         }
     }
 
-    fn remove(
-        &mut self,
-        id: EdgeId,
-        edge: &Edge,
-        prompt: &[SequenceHash],
-        active: &mut OfWorker<'_>,
-    ) {
+    fn remove(&mut self, id: EdgeId, edge: &Edge) {
         self.prompts -= edge.len() * edge.weight;
-        active.let_go(prompt, edge.start, edge.end);
         if let Some(parent) = edge.parent.and_then(|parent| self.edge_mut(parent)) {
             parent.children = parent.children.saturating_sub(1);
         }

@@ -202,6 +202,26 @@ fn blocks_with_colliding_hashes_count_for_themselves() {
     }
 }
 
+/// Prompts of every length that ended have cut a longer one at every block.
+#[test]
+fn a_prompt_that_was_cut_everywhere_leaves_nothing() {
+    let blocks: Vec<u64> = (1..=500).collect();
+    let mut loads = Loads::new();
+    loads.add(booking(0, 0, 0, &blocks));
+    loads.add(booking(1, 1, 0, &blocks));
+    for len in 1..500 {
+        loads.add(booking(2, 0, 0, &blocks[..len]));
+        loads.free(BookingId(2));
+    }
+    let of = |loads: &Loads, slot| active_blocks(loads, WorkerSlot(slot), &hashes(&blocks));
+    assert_eq!((of(&loads, 0), of(&loads, 1)), (500, 500));
+    loads.free(BookingId(0));
+    assert_eq!((of(&loads, 0), of(&loads, 1)), (0, 500));
+    assert_eq!(loads.of(WorkerSlot(0)), WorkerLoad::default());
+    loads.free(BookingId(1));
+    assert_eq!((of(&loads, 1), loads.of(WorkerSlot(1))), (0, WorkerLoad::default()));
+}
+
 #[test]
 fn beyond_the_limit_of_hashes_blocks_are_not_shared() {
     let mut loads = Loads::new();
