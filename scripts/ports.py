@@ -10,6 +10,7 @@ import socket
 
 SYSTEM_RANGE = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
 SYSTEM_FIRST = 32_768
+PORTS_MIN = 8_192
 FIRST = 10_000
 TRIED_MAX = 64
 
@@ -21,9 +22,11 @@ def free_port() -> int:
 
     Raises OSError if there is none among `TRIED_MAX`.
     """
-    first = int(SYSTEM_RANGE.read_text().split()[0]) if SYSTEM_RANGE.exists() else SYSTEM_FIRST
+    first = int(SYSTEM_RANGE.read_text().split()[0]) if SYSTEM_RANGE.exists() else 0
+    if first < FIRST + PORTS_MIN:
+        first = SYSTEM_FIRST
     for call in itertools.islice(_calls, TRIED_MAX):
-        port = FIRST + call % max(first - FIRST, 1)
+        port = FIRST + call % (first - FIRST)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -326,6 +326,7 @@ mod tests {
         let task = tokio::spawn(keep(backend, records, Arc::clone(&problem)));
         let holds = async |there: &Announcement, gone: &Announcement| {
             while !there.file(directory.path()).exists() || gone.file(directory.path()).exists() {
+                // Looks again; a file that is written or removed tells nobody.
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;
             }
         };

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Where the system's range is told, on Linux.
 const SYSTEM_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// Where it starts if that is not told.
+/// Where it starts if that is not told, or leaves too little below it.
 const SYSTEM_FIRST: u16 = 32_768;
+/// Fewest ports below it that are enough.
+const PORTS_MIN: u16 = 8_192;
 /// Below are more ports that well-known services have.
 const FIRST: u16 = 10_000;
 /// Ports that a process looks at before it gives up, and that lie between the
@@ -25,7 +27,7 @@ const TRIED_MAX: u16 = 64;
 /// If there is none among the 64 that it looks at.
 pub fn free_port() -> std::io::Result<u16> {
     static CALLS: AtomicU16 = AtomicU16::new(0);
-    let ports = system_first().saturating_sub(FIRST).max(1);
+    let ports = system_first() - FIRST;
     let start = std::process::id().wrapping_mul(u32::from(TRIED_MAX)) % u32::from(ports);
     let mut failure = std::io::ErrorKind::AddrInUse.into();
     for _ in 0..TRIED_MAX {
@@ -43,5 +45,6 @@ pub fn free_port() -> std::io::Result<u16> {
 /// The first port that the system hands out.
 fn system_first() -> u16 {
     let range = std::fs::read_to_string(SYSTEM_RANGE).unwrap_or_default();
-    range.split_whitespace().next().and_then(|port| port.parse().ok()).unwrap_or(SYSTEM_FIRST)
+    let first = range.split_whitespace().next().and_then(|port| port.parse().ok());
+    first.filter(|&first| first >= FIRST + PORTS_MIN).unwrap_or(SYSTEM_FIRST)
 }
